@@ -1,0 +1,19 @@
+"""The registry of venues: explicit, one line each. `venue(name)` raises UnknownNameError with a suggestion."""
+
+from __future__ import annotations
+
+from kcs.errors import UnknownNameError
+from kcs.exchanges.base import Adapter, Heartbeat, Limits, Subscription, Venue
+from kcs.exchanges.upbit import UPBIT
+
+VENUES: dict[str, Venue] = {v.name: v for v in (UPBIT,)}
+
+__all__ = ["VENUES", "Adapter", "Heartbeat", "Limits", "Subscription", "Venue", "venue"]
+
+
+def venue(name: str) -> Venue:
+    """The venue of that name."""
+    try:
+        return VENUES[name]
+    except KeyError:
+        raise UnknownNameError("exchange", name, VENUES) from None

@@ -1,0 +1,162 @@
+"""What flows through kcs: market events and capture records. Imports nothing of kcs.
+
+Units: prices in the quote currency, quantities in the base currency, both float64; times as integer nanoseconds since
+the Unix epoch (`*_ns`), made from the venue's own digits. In Kafka `ts` is `ts_ns / 1e9`, float Unix seconds.
+`side` is the *taker's*: BUY = 1, SELL = -1. Everything here is immutable and slotted; `gc=False` is safe because none
+of these objects can be part of a reference cycle.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+BUY: Final = 1
+SELL: Final = -1
+
+CHANNELS: Final = ("trade", "orderbook", "ticker")
+"""The channels a user subscribes to. Kafka has two more: `gap` and `reject`."""
+
+Level = tuple[float, float]
+"""(price, quantity)"""
+
+
+class Trade(msgspec.Struct, frozen=True, gc=False):
+    """One execution. `ts_ns` is the venue's matching time, `id` the venue's trade id ("" where it has none)."""
+
+    market: str
+    price: float
+    qty: float
+    side: int
+    ts_ns: int
+    id: str = ""
+
+
+class OrderBook(msgspec.Struct, frozen=True, gc=False):
+    """The book as the venue sent it (or as kept from its deltas), best level first, padding levels dropped."""
+
+    market: str
+    asks: tuple[Level, ...]
+    bids: tuple[Level, ...]
+    ts_ns: int
+
+
+class Ticker(msgspec.Struct, frozen=True, gc=False):
+    """Rolling statistics of one market; the window of open/high/low/volume/value is the adapter's docstring's to say."""
+
+    market: str
+    last: float
+    open: float | None
+    high: float | None
+    low: float | None
+    volume: float | None
+    value: float | None
+    bid: float | None
+    ask: float | None
+    ts_ns: int
+
+
+class Gap(msgspec.Struct, frozen=True, gc=False):
+    """A suspect window of one stream: data between `from_ns` and `to_ns` may be missing.
+
+    `cause` is a slug (`disconnect`, `silence`, `collector_down`, `sequence`, ...), `markets` those concerned (empty: all
+    of the stream), `frames` how many are missing where the venue can prove it, else None.
+    """
+
+    stream: int
+    from_ns: int
+    to_ns: int
+    cause: str
+    markets: tuple[str, ...] = ()
+    frames: int | None = None
+
+
+Event = Trade | OrderBook | Ticker | Gap
+
+
+class Kind(IntEnum):
+    """The kinds of capture records; the numbers are those of the file format."""
+
+    OPEN = 1
+    SENT = 2
+    TEXT = 3
+    BINARY = 4
+    REST = 5
+    CLOSE = 6
+    GAP = 7
+    CLOCK = 8
+    STATE = 9
+
+
+class OpenFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A connection was made. `frames`: data frames of this stream so far; `continued`: it was open in the file before."""
+
+    url: str
+    cause: str = "start"
+    frames: int = 0
+    continued: bool = False
+
+
+class RestFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A REST body fetched for this stream; the body is the record's payload."""
+
+    url: str
+    status: int = 200
+
+
+class CloseFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A connection ended. `code` 1006: without a close frame. `frames`: data frames of this stream so far."""
+
+    code: int
+    reason: str = ""
+    cause: str = ""
+    frames: int = 0
+
+
+class GapFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A gap that the session saw; see `Gap`."""
+
+    from_ns: int
+    to_ns: int
+    cause: str
+    markets: tuple[str, ...] = ()
+    frames: int | None = None
+
+
+class ClockFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """The wall clock and the monotonic clock, read at the same moment."""
+
+    wall_ns: int
+    monotonic_ns: int
+
+
+class StateFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Saved parser state of one market, written where a rotated file begins; the state is the record's payload."""
+
+    market: str = ""
+
+
+Fields = OpenFields | RestFields | CloseFields | GapFields | ClockFields | StateFields
+
+FIELDS_OF_KIND: Final[dict[Kind, type[Fields]]] = {
+    Kind.OPEN: OpenFields,
+    Kind.REST: RestFields,
+    Kind.CLOSE: CloseFields,
+    Kind.GAP: GapFields,
+    Kind.CLOCK: ClockFields,
+    Kind.STATE: StateFields,
+}
+"""Kinds not listed (SENT, TEXT, BINARY) carry a payload and no fields."""
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """One record of a capture: its position, what it is, which connection, when, and its bytes."""
+
+    number: int
+    kind: Kind
+    stream: int
+    recv_ns: int
+    payload: bytes
+    fields: Fields | None = None
