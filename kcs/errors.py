@@ -1,20 +1,20 @@
 """The error tree of kcs. Imports nothing of kcs; any module may raise from it, only the command line catches the root.
 
-    KcsError                      what, where, remedy; the command line prints it and exits with `exit_code`
-    |- UsageError                 the caller asked for something that cannot be (exit 2)
-    |  |- UnknownNameError        an exchange, channel, market, key... that does not exist; suggests the near one
-    |  `- ConfigError             a bad value or an unknown key in kcs.toml, KCS_* or a flag
-    |- CaptureError               a capture file cannot be read or written
-    |  |- NotACaptureError        the file is something else
-    |  |- NewerFormatError        written by a newer kcs
-    |  |- DamagedCaptureError     truncated, flipped bits, impossible lengths
-    |  |- CaptureBusyError        another process holds the file or the directory
-    |  `- CaptureWriteError       disk full, no permission, output exists
-    |- KafkaError                 the broker is away, refuses, or a topic cannot be made
-    |- VenueError                 the exchange refused us or broke its protocol
-    `- LedgerError                the books do not balance: a bug in kcs, never the user's fault
+KcsError                      what, where, remedy; the command line prints it and exits with `exit_code`
+|- UsageError                 the caller asked for something that cannot be (exit 2)
+|  |- UnknownNameError        an exchange, channel, market, key... that does not exist; suggests the near one
+|  `- ConfigError             a bad value or an unknown key in kcs.toml, KCS_* or a flag
+|- CaptureError               a capture file cannot be read or written
+|  |- NotACaptureError        the file is something else
+|  |- NewerFormatError        written by a newer kcs
+|  |- DamagedCaptureError     truncated, flipped bits, impossible lengths
+|  |- CaptureBusyError        another process holds the file or the directory
+|  `- CaptureWriteError       disk full, no permission, output exists
+|- KafkaError                 the broker is away, refuses, or a topic cannot be made
+|- VenueError                 the exchange refused us or broke its protocol
+`- LedgerError                the books do not balance: a bug in kcs, never the user's fault
 
-    FrameIgnored, FrameRejected   verdicts of a parser about one frame; `Pipeline.feed` counts them, nobody else sees them
+FrameIgnored, FrameRejected   verdicts of a parser about one frame; only `Pipeline.feed` sees and counts them
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class LedgerError(KcsError):
     """The loss ledger does not balance: a defect in kcs."""
 
 
-class FrameIgnored(Exception):  # noqa: N818 - a verdict, not a failure
+class FrameIgnored(Exception):
     """The frame is recognised and carries no event (heartbeat, ack, candle). `args[0]` is the reason, a short slug."""
 
     @property
@@ -112,8 +112,8 @@ class FrameIgnored(Exception):  # noqa: N818 - a verdict, not a failure
         return str(self.args[0])
 
 
-class FrameRejected(Exception):  # noqa: N818 - a verdict, not a failure
-    """The frame is not what the venue documents. `args[0]` is the reason, a short slug; `args[1]` an optional detail."""
+class FrameRejected(Exception):
+    """The frame is not what the venue documents. `args[0]` is the reason, a short slug; `args[1]` a detail or nothing."""
 
     @property
     def reason(self) -> str:

@@ -44,7 +44,7 @@ class OrderBook(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ticker(msgspec.Struct, frozen=True, gc=False):
-    """Rolling statistics of one market; the window of open/high/low/volume/value is the adapter's docstring's to say."""
+    """Rolling statistics of one market; the adapter's docstring says the window of open/high/low/volume/value."""
 
     market: str
     last: float
@@ -61,8 +61,8 @@ class Ticker(msgspec.Struct, frozen=True, gc=False):
 class Gap(msgspec.Struct, frozen=True, gc=False):
     """A suspect window of one stream: data between `from_ns` and `to_ns` may be missing.
 
-    `cause` is a slug (`disconnect`, `silence`, `collector_down`, `sequence`, ...), `markets` those concerned (empty: all
-    of the stream), `frames` how many are missing where the venue can prove it, else None.
+    `cause` is a slug (`disconnect`, `silence`, `collector_down`, `sequence`, ...), `markets` those concerned (empty:
+    all of the stream), `frames` how many are missing where the venue can prove it, else None.
     """
 
     stream: int
@@ -91,7 +91,7 @@ class Kind(IntEnum):
 
 
 class OpenFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """A connection was made. `frames`: data frames of this stream so far; `continued`: it was open in the file before."""
+    """A connection was made. `frames`: data frames of this stream so far; `continued`: open in the file before."""
 
     url: str
     cause: str = "start"

@@ -1,0 +1,401 @@
+"""The one path from bytes to records, the same for live, replay and recovery.
+
+Whoever has frames calls `feed` (data frames) and `control` (all other capture records), synchronously, in capture
+order. Each call is one record of the capture and advances `number`. The pipeline parses with the venue's adapter, drops
+duplicates, encodes, feeds the digest and hands records to the sink. It knows no file, no Kafka, no event loop and no
+clock, so what it produces is a pure function of the records fed and of the code. It never raises for bad data: every
+frame ends in the ledger as parsed, ignored or rejected. Not thread-safe.
+
+Duplicates (section "Duplicates" of docs/kafka.md): a trade whose (market, id) is among the last `TRADE_WINDOW` of its
+market; an order book equal to one already emitted with the same time; a book older than the last emitted one *of
+another stream* (within one stream the order of arrival rules, so a venue whose clock steps back loses nothing).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+import orjson
+
+from kcs.errors import FrameIgnored, FrameRejected, LedgerError
+from kcs.model import (
+    CloseFields,
+    Event,
+    Fields,
+    Gap,
+    GapFields,
+    Kind,
+    OpenFields,
+    OrderBook,
+    StateFields,
+    Ticker,
+    Trade,
+)
+from kcs.sink import POSITION, RECORD_BYTES_MAX, Digest, Sink
+from kcs.stats import Ledger
+
+TRADE_WINDOW: Final = 128
+"""Trade ids remembered per market. Venues repeat the last trade after a reconnect; two sockets differ by less."""
+
+BOOK_WINDOW: Final = 64
+"""Different books of one market with one and the same time that are remembered."""
+
+_pack_position: Final = POSITION.pack
+_dumps: Final = orjson.dumps
+
+
+class Adapter(Protocol):
+    """What the pipeline needs of a venue's adapter; see kcs/exchanges/base.py."""
+
+    def parse(self, stream: int, recv_ns: int, payload: bytes) -> Sequence[Event]: ...
+    def reset(self, stream: int, markets: Sequence[str] = ()) -> None: ...
+    def save(self) -> Iterable[tuple[int, str, bytes]]: ...
+    def load(self, stream: int, market: str, state: bytes) -> None: ...
+
+
+class _MarketState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Payload of a state record. `books` are digests of the books emitted with time `book_ts_ns`."""
+
+    trades: list[str] = []
+    book_ts_ns: int = 0
+    book_stream: int = 0
+    books: list[bytes] = []
+    adapter: bytes | None = None
+
+
+class _Route:
+    """All that is known of one (channel, key): made once, looked up per event."""
+
+    __slots__ = ("prefix", "target")
+
+    def __init__(self, channel: str, exchange: str, key: str, sink: Sink) -> None:
+        self.prefix = Digest.prefix(channel, exchange, key)
+        self.target = sink.route(channel, exchange, key)
+
+
+class _TradeRoute(_Route):
+    """`ring` holds the ids of the window in order of arrival, `next` is the slot that is overwritten next."""
+
+    __slots__ = ("next", "ring", "seen")
+
+    def __init__(self, channel: str, exchange: str, key: str, sink: Sink) -> None:
+        super().__init__(channel, exchange, key, sink)
+        self.seen: set[str] = set()
+        self.ring: list[str] = []
+        self.next = 0
+
+    def repeated(self, trade_id: str) -> bool:
+        """True when the id is in the window; enters it otherwise."""
+        seen, ring = self.seen, self.ring
+        if trade_id in seen:
+            return True
+        seen.add(trade_id)
+        if len(ring) < TRADE_WINDOW:
+            ring.append(trade_id)
+        else:
+            slot = self.next
+            seen.discard(ring[slot])
+            ring[slot] = trade_id
+            self.next = (slot + 1) % TRADE_WINDOW
+        return False
+
+    def ids(self) -> list[str]:
+        """The window, oldest first."""
+        return self.ring[self.next :] + self.ring[: self.next]
+
+
+class _BookRoute(_Route):
+    """`value` is the last book emitted; `hashes` fills only once a second book comes with the same time."""
+
+    __slots__ = ("hashes", "stream", "ts_ns", "value")
+
+    def __init__(self, channel: str, exchange: str, key: str, sink: Sink) -> None:
+        super().__init__(channel, exchange, key, sink)
+        self.ts_ns = -1
+        self.stream = -1
+        self.value = b""
+        self.hashes: list[bytes] = []
+
+    def verdict(self, stream: int, ts_ns: int, value: bytes) -> str | None:
+        """Why this book is dropped, or None and it is entered. Called only when `ts_ns` is not newer."""
+        if ts_ns < self.ts_ns:
+            if stream != self.stream:
+                return "book_older"
+            self.hashes.clear()
+        else:
+            hashes = self.known()
+            digest = _book_hash(value)
+            if digest in hashes:
+                return "book_repeated"
+            hashes.append(digest)
+            del hashes[:-BOOK_WINDOW]
+            self.hashes = hashes
+        self.ts_ns, self.stream, self.value = ts_ns, stream, value
+        return None
+
+    def known(self) -> list[bytes]:
+        """Digests of the books emitted with time `ts_ns`."""
+        return self.hashes or ([_book_hash(self.value)] if self.value else [])
+
+
+def _book_hash(value: bytes) -> bytes:
+    return hashlib.blake2b(value, digest_size=16).digest()
+
+
+class Pipeline:
+    """Frames in, records out. See the module docstring for the contract.
+
+    `number` is the position of the next record; replay sets it where a capture has holes.
+    """
+
+    __slots__ = (
+        "_adapter",
+        "_books",
+        "_digest",
+        "_emit",
+        "_exchange",
+        "_gaps",
+        "_parse",
+        "_rejects",
+        "_sink",
+        "_tickers",
+        "_trades",
+        "last_event",
+        "ledger",
+        "number",
+        "tap",
+    )
+
+    def __init__(self, exchange: str, adapter: Adapter, sink: Sink, ledger: Ledger, *, digest: bool = True) -> None:
+        self._exchange = exchange
+        self._adapter = adapter
+        self._parse = adapter.parse
+        self._sink = sink
+        self._emit = sink.emit
+        self._digest = Digest() if digest else None
+        self._trades: dict[str, _TradeRoute] = {}
+        self._books: dict[str, _BookRoute] = {}
+        self._tickers: dict[str, _Route] = {}
+        self._gaps: dict[int, _Route] = {}
+        self._rejects: dict[int, _Route] = {}
+        self.ledger = ledger
+        self.number = 0
+        self.last_event: Event | None = None
+        """The last event of the last parsed frame: the session learns from it which market spoke."""
+        self.tap: Callable[[Event, int, int, int], None] | None = None
+        """Called with (event, recv_ns, frame number, event index) for each emitted event: exports and `kcs.read`."""
+
+    def start(self, capture_id: bytes) -> None:
+        """A new capture file begins: numbers restart at 0, the digest afresh; what is known of the markets stays."""
+        self.number = 0
+        if self._digest is not None:
+            self._digest = Digest()
+        self._sink.start(capture_id)
+
+    def digest(self) -> str:
+        """Hex SHA-256 over the current capture file's records so far."""
+        if self._digest is None:
+            raise LedgerError("this pipeline was built without a digest")
+        return self._digest.hexdigest()
+
+    def feed(self, stream: int, recv_ns: int, payload: bytes) -> None:
+        """One data frame. Parses, de-duplicates, encodes and emits all of its events, in order."""
+        number = self.number
+        self.number = number + 1
+        try:
+            events = self._parse(stream, recv_ns, payload)
+        except FrameIgnored as verdict:
+            _count(self.ledger.ignored, verdict.reason)
+            return
+        except FrameRejected as verdict:
+            self._reject(stream, recv_ns, number, payload, verdict.reason)
+            return
+        ledger = self.ledger
+        ledger.parsed += 1
+        for index, event in enumerate(events):
+            kind = type(event)
+            if kind is Trade:
+                self._trade(event, recv_ns, number, index)  # type: ignore[arg-type]
+            elif kind is OrderBook:
+                self._book(event, stream, recv_ns, number, index)  # type: ignore[arg-type]
+            elif kind is Ticker:
+                self._ticker(event, recv_ns, number, index)  # type: ignore[arg-type]
+            else:
+                self._gap(event, recv_ns, number, index)  # type: ignore[arg-type]
+            self.last_event = event
+
+    def control(self, kind: int, stream: int, recv_ns: int, fields: Fields | None, payload: bytes = b"") -> None:
+        """One record that is no data frame: open, sent, rest, close, gap, clock, state."""
+        number = self.number
+        self.number = number + 1
+        if kind == Kind.OPEN:
+            if not (isinstance(fields, OpenFields) and fields.continued):
+                self._adapter.reset(stream)
+        elif kind == Kind.CLOSE:
+            if isinstance(fields, CloseFields):
+                self._adapter.reset(stream)
+        elif kind == Kind.GAP:
+            if isinstance(fields, GapFields):
+                self._adapter.reset(stream, fields.markets)
+                gap = Gap(stream, fields.from_ns, fields.to_ns, fields.cause, fields.markets, fields.frames)
+                self._gap(gap, recv_ns, number, 0)
+        elif kind == Kind.STATE and isinstance(fields, StateFields):
+            self._load(stream, fields.market, payload)
+
+    def save(self) -> list[tuple[int, StateFields, bytes]]:
+        """(stream, fields, payload) of the state records that make a file stand alone; fed back through `control`."""
+        states = []
+        for market in sorted(self._trades.keys() | self._books.keys()):
+            trade, book = self._trades.get(market), self._books.get(market)
+            state = _MarketState(
+                trades=trade.ids() if trade else [],
+                book_ts_ns=book.ts_ns if book else 0,
+                book_stream=book.stream if book else 0,
+                books=book.known() if book else [],
+            )
+            states.append((0, StateFields(market=market), msgspec.json.encode(state)))
+        for stream, market, adapter_state in self._adapter.save():
+            state = _MarketState(adapter=adapter_state)
+            states.append((stream, StateFields(market=market), msgspec.json.encode(state)))
+        return states
+
+    def _load(self, stream: int, market: str, payload: bytes) -> None:
+        state = msgspec.json.decode(payload, type=_MarketState)
+        if state.adapter is not None:
+            self._adapter.load(stream, market, state.adapter)
+            return
+        if state.trades:
+            trade = self._trades.get(market) or self._new_trade_route(market)
+            trade.ring, trade.seen, trade.next = list(state.trades), set(state.trades), 0
+        if state.books:
+            book = self._books.get(market) or self._new_book_route(market)
+            book.ts_ns, book.stream, book.hashes = state.book_ts_ns, state.book_stream, list(state.books)
+
+    # One event each. The digest gets the record before the sink, so a sink that fails cannot change it.
+
+    def _trade(self, event: Trade, recv_ns: int, number: int, index: int) -> None:
+        ledger = self.ledger
+        ledger.trades += 1
+        route = self._trades.get(event.market) or self._new_trade_route(event.market)
+        trade_id = event.id
+        if trade_id and route.repeated(trade_id):
+            _count(ledger.suppressed, "trade_repeated")
+            return
+        value = _dumps((event.price, event.qty, event.side, event.ts_ns / 1e9))
+        position = _pack_position(number, index, recv_ns)
+        raw_id = trade_id.encode()
+        if self._digest is not None:
+            self._digest.add(route.prefix, value, recv_ns, position, raw_id)
+        ledger.produced += 1
+        self._emit(route.target, value, recv_ns, position, raw_id)
+        if self.tap is not None:
+            self.tap(event, recv_ns, number, index)
+
+    def _book(self, event: OrderBook, stream: int, recv_ns: int, number: int, index: int) -> None:
+        ledger = self.ledger
+        ledger.orderbooks += 1
+        route = self._books.get(event.market) or self._new_book_route(event.market)
+        ts_ns = event.ts_ns
+        value = _dumps({"asks": event.asks, "bids": event.bids, "ts": ts_ns / 1e9})
+        if ts_ns > route.ts_ns:
+            route.ts_ns, route.stream, route.value = ts_ns, stream, value
+            if route.hashes:
+                route.hashes = []
+        else:
+            reason = route.verdict(stream, ts_ns, value)
+            if reason is not None:
+                _count(ledger.suppressed, reason)
+                return
+        position = _pack_position(number, index, recv_ns)
+        if self._digest is not None:
+            self._digest.add(route.prefix, value, recv_ns, position, b"")
+        ledger.produced += 1
+        self._emit(route.target, value, recv_ns, position, b"")
+        if self.tap is not None:
+            self.tap(event, recv_ns, number, index)
+
+    def _ticker(self, event: Ticker, recv_ns: int, number: int, index: int) -> None:
+        self.ledger.tickers += 1
+        route = self._tickers.get(event.market)
+        if route is None:
+            route = self._tickers[event.market] = self._new_route("ticker", event.market)
+        value = _dumps(
+            {
+                "last": event.last,
+                "open": event.open,
+                "high": event.high,
+                "low": event.low,
+                "volume": event.volume,
+                "value": event.value,
+                "bid": event.bid,
+                "ask": event.ask,
+                "ts": event.ts_ns / 1e9,
+            }
+        )
+        self._send(route, value, recv_ns, number, index)
+        if self.tap is not None:
+            self.tap(event, recv_ns, number, index)
+
+    def _gap(self, event: Gap, recv_ns: int, number: int, index: int) -> None:
+        self.ledger.gaps += 1
+        route = self._gaps.get(event.stream)
+        if route is None:
+            route = self._gaps[event.stream] = self._new_route("gap", str(event.stream))
+        value = _dumps(
+            {
+                "from": event.from_ns / 1e9,
+                "to": event.to_ns / 1e9,
+                "cause": event.cause,
+                "stream": event.stream,
+                "markets": event.markets,
+                "frames": event.frames,
+            }
+        )
+        self._send(route, value, recv_ns, number, index)
+        if self.tap is not None:
+            self.tap(event, recv_ns, number, index)
+
+    def _reject(self, stream: int, recv_ns: int, number: int, payload: bytes, reason: str) -> None:
+        _count(self.ledger.rejected, reason)
+        route = self._rejects.get(stream)
+        if route is None:
+            route = self._rejects[stream] = self._new_route("reject", str(stream))
+        headers: tuple[tuple[str, bytes], ...] = (("reason", reason.encode()),)
+        value = payload
+        if len(payload) > RECORD_BYTES_MAX:
+            value = payload[:RECORD_BYTES_MAX]
+            headers += (("truncated", b"%d" % len(payload)),)
+        self._send(route, value, recv_ns, number, 0, headers)
+
+    def _send(
+        self,
+        route: _Route,
+        value: bytes,
+        recv_ns: int,
+        number: int,
+        index: int,
+        headers: tuple[tuple[str, bytes], ...] = (),
+    ) -> None:
+        position = _pack_position(number, index, recv_ns)
+        if self._digest is not None:
+            self._digest.add(route.prefix, value, recv_ns, position, b"")
+        self.ledger.produced += 1
+        self._emit(route.target, value, recv_ns, position, b"", headers)
+
+    def _new_route(self, channel: str, key: str) -> _Route:
+        return _Route(channel, self._exchange, key, self._sink)
+
+    def _new_trade_route(self, market: str) -> _TradeRoute:
+        route = self._trades[market] = _TradeRoute("trade", self._exchange, market, self._sink)
+        return route
+
+    def _new_book_route(self, market: str) -> _BookRoute:
+        route = self._books[market] = _BookRoute("orderbook", self._exchange, market, self._sink)
+        return route
+
+
+def _count(counts: dict[str, int], reason: str) -> None:
+    counts[reason] = counts.get(reason, 0) + 1
