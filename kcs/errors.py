@@ -113,7 +113,7 @@ class FrameIgnored(Exception):
 
 
 class FrameRejected(Exception):
-    """The frame is not what the venue documents. `args[0]` is the reason, a short slug; `args[1]` a detail or nothing."""
+    """The frame is not what the venue documents. `args[0]`: the reason, a short slug; `args[1]`: a detail or nothing."""
 
     @property
     def reason(self) -> str:

@@ -284,7 +284,7 @@ class Pipeline:
         if trade_id and route.repeated(trade_id):
             _count(ledger.suppressed, "trade_repeated")
             return
-        value = _dumps((event.price, event.qty, event.side, event.ts_ns / 1e9))
+        value = _dumps((event.price, event.qty, event.side, event.ts_ns / 1_000_000_000))
         position = _pack_position(number, index, recv_ns)
         raw_id = trade_id.encode()
         if self._digest is not None:
@@ -299,7 +299,7 @@ class Pipeline:
         ledger.orderbooks += 1
         route = self._books.get(event.market) or self._new_book_route(event.market)
         ts_ns = event.ts_ns
-        value = _dumps({"asks": event.asks, "bids": event.bids, "ts": ts_ns / 1e9})
+        value = _dumps({"asks": event.asks, "bids": event.bids, "ts": ts_ns / 1_000_000_000})
         if ts_ns > route.ts_ns:
             route.ts_ns, route.stream, route.value = ts_ns, stream, value
             if route.hashes:
@@ -332,7 +332,7 @@ class Pipeline:
                 "value": event.value,
                 "bid": event.bid,
                 "ask": event.ask,
-                "ts": event.ts_ns / 1e9,
+                "ts": event.ts_ns / 1_000_000_000,
             }
         )
         self._send(route, value, recv_ns, number, index)
@@ -346,8 +346,8 @@ class Pipeline:
             route = self._gaps[event.stream] = self._new_route("gap", str(event.stream))
         value = _dumps(
             {
-                "from": event.from_ns / 1e9,
-                "to": event.to_ns / 1e9,
+                "from": event.from_ns / 1_000_000_000,
+                "to": event.to_ns / 1_000_000_000,
                 "cause": event.cause,
                 "stream": event.stream,
                 "markets": event.markets,

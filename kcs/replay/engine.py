@@ -1,0 +1,325 @@
+"""The replay engine: captures through the pipeline of live into any sink, at 1x, Nx or full speed.
+
+Contract: every file gets a pipeline of its own (a rotated file begins with the state it needs), all share one sink and
+one ledger. Records are fed in recorded order, files merged by receive time. Back-pressure is the sink's `room`, awaited
+before a frame; a frame once fed is taken whole. Nothing is ever dropped to keep up with the clock: a slow consumer
+makes the replay late, and the lateness is reported. Knows no Kafka and no live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+from kcs.capture.reader import RawRecord
+from kcs.clock import NS_PER_S, Clock
+from kcs.exchanges import venue
+from kcs.model import Kind
+from kcs.pipeline import Pipeline
+from kcs.replay.pacing import Pacer, Sleep
+from kcs.replay.source import Source, Tape, merged
+from kcs.sink import Headers, Sink
+from kcs.stats import LatencyHistogram, Ledger
+
+SLICE_FRAMES: Final = 256
+"""Frames fed at full speed before the event loop gets its turn: well under a millisecond of work."""
+
+_FRAME_KINDS: Final = frozenset((int(Kind.TEXT), int(Kind.BINARY)))
+
+
+@dataclass(slots=True, frozen=True)
+class Plan:
+    """What to replay and how. `speed` None: as fast as the sink takes it. Times are Unix ns, `to_ns` exclusive."""
+
+    sources: Sequence[Source]
+    speed: Fraction | None = None
+    from_ns: int | None = None
+    to_ns: int | None = None
+    loops: int = 1
+
+
+@dataclass(slots=True, frozen=True)
+class Played:
+    """One file that was replayed: `digest` None when it was not fed whole (range, loop, damage)."""
+
+    path: Path
+    capture_id: bytes
+    digest: str | None
+    damage: int
+    lost: int
+
+
+@dataclass(slots=True, frozen=True)
+class ReplayResult:
+    """What a replay did. `speed_reached`: recorded time per elapsed time, None under one frame."""
+
+    played: Sequence[Played]
+    seconds: float
+    recorded_s: float
+    speed_reached: float | None
+    lateness: LatencyHistogram | None
+    interrupted: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Progress:
+    """How far a replay is; `position_ns` is the receive time reached."""
+
+    frames: int
+    position_ns: int
+
+
+class Gate:
+    """A sink that drops until it is opened: `--from` feeds the state before T and emits from T."""
+
+    __slots__ = ("_inner", "open")
+
+    def __init__(self, inner: Sink) -> None:
+        self._inner = inner
+        self.open = False
+
+    @property
+    def acked(self) -> int:
+        return self._inner.acked
+
+    @property
+    def failed(self) -> int:
+        return self._inner.failed
+
+    @property
+    def full(self) -> bool:
+        return self._inner.full
+
+    def start(self, capture_id: bytes) -> None:
+        self._inner.start(capture_id)
+
+    def route(self, channel: str, exchange: str, key: str) -> Any:
+        return self._inner.route(channel, exchange, key)
+
+    def emit(
+        self, route: Any, value: bytes, recv_ns: int, position: bytes, trade_id: bytes, headers: Headers = ()
+    ) -> None:
+        if self.open:
+            self._inner.emit(route, value, recv_ns, position, trade_id, headers)
+
+    async def room(self) -> None:
+        await self._inner.room()
+
+    async def drain(self) -> None:
+        await self._inner.drain()
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class _Player:
+    """One pass over the sources. Split into methods so that the innermost loop stays flat."""
+
+    def __init__(self, plan: Plan, sink: Sink, ledger: Ledger, pacer: Pacer | None, stop: asyncio.Event | None) -> None:
+        self.plan = plan
+        self.sink = sink
+        self.ledger = ledger
+        self.pacer = pacer
+        self.stop = stop
+        self.frames = 0
+        self.first_ns: int | None = None
+        self.last_ns = 0
+        self.whole = plan.from_ns is None and plan.to_ns is None and plan.loops == 1
+        self.lines: dict[bytes, _Line] = {}
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None and self.stop.is_set()
+
+    def _past_end(self, run: list[RawRecord]) -> bool:
+        """True when every record that may still come is later than `to_ns`: heads come in time order."""
+        to_ns = self.plan.to_ns
+        return to_ns is not None and bool(run) and min(record[3] for record in run) >= to_ns
+
+    async def play(self, on_progress: Callable[[Progress], None] | None) -> list[Played]:
+        current: _Line | None = None
+        for tape, run in merged(self.plan.sources):
+            line = self.lines.get(tape.source.capture_id)
+            if line is None:
+                line = self.lines[tape.source.capture_id] = _Line(tape, self)
+            if line is not current:
+                self.sink.start(tape.source.capture_id)
+                current = line
+            await line.feed(run)
+            if on_progress is not None:
+                on_progress(Progress(self.frames, self.last_ns))
+            if self.stopped or self._past_end(run):
+                break
+        return [line.played() for line in self.lines.values()]
+
+
+class _Line:
+    """One file on its way through its own pipeline."""
+
+    __slots__ = ("gate", "muted", "pipeline", "player", "tape")
+
+    def __init__(self, tape: Tape, player: _Player) -> None:
+        self.tape = tape
+        self.player = player
+        self.gate = Gate(player.sink) if player.plan.from_ns is not None else None
+        self.muted = self.gate is not None
+        self.pipeline = Pipeline(
+            tape.source.exchange,
+            venue(tape.source.exchange).adapter(),
+            self.gate or player.sink,
+            Ledger() if self.muted else player.ledger,
+            digest=player.whole,
+        )
+        self.pipeline.start(tape.source.capture_id)
+
+    async def feed(self, run: list[RawRecord]) -> None:
+        plan = self.player.plan
+        if self.muted:
+            run = await self._feed_muted(run)
+        if plan.to_ns is not None:
+            run = [record for record in run if record[3] < plan.to_ns]
+        if not run:
+            return
+        if self.player.first_ns is None:
+            self.player.first_ns = run[0][3]
+        self.player.last_ns = max(self.player.last_ns, run[-1][3])
+        if self.player.pacer is None:
+            await self._feed_fast(run)
+        else:
+            await self._feed_paced(run, self.player.pacer)
+
+    async def _feed_muted(self, run: list[RawRecord]) -> list[RawRecord]:
+        """Feed what lies before `from_ns` for its effect on the state alone; return the rest."""
+        from_ns = self.player.plan.from_ns
+        assert from_ns is not None
+        assert self.gate is not None
+        for i, record in enumerate(run):
+            if record[3] >= from_ns:
+                self.gate.open = True
+                self.muted = False
+                self.pipeline.ledger = self.player.ledger
+                return run[i:]
+            self._one(record)
+        await asyncio.sleep(0)
+        return []
+
+    def _one(self, record: RawRecord) -> None:
+        number, kind, stream, recv_ns, payload, fields = record
+        pipeline = self.pipeline
+        pipeline.number = number
+        if kind in _FRAME_KINDS:
+            ledger = pipeline.ledger
+            ledger.received += 1
+            ledger.captured += 1
+            pipeline.feed(stream, recv_ns, payload)
+        else:
+            pipeline.control(kind, stream, recv_ns, fields, payload)
+
+    async def _feed_fast(self, run: list[RawRecord]) -> None:
+        pipeline, player = self.pipeline, self.player
+        feed, sink, frames, count = pipeline.feed, player.sink, 0, 0
+        ledger = player.ledger
+        for number, kind, stream, recv_ns, payload, fields in run:
+            if sink.full:
+                await sink.room()
+            pipeline.number = number
+            if kind in _FRAME_KINDS:
+                feed(stream, recv_ns, payload)
+                frames += 1
+            else:
+                pipeline.control(kind, stream, recv_ns, fields, payload)
+            count += 1
+            if count == SLICE_FRAMES:
+                count = 0
+                ledger.received += frames
+                ledger.captured += frames
+                player.frames += frames
+                frames = 0
+                await asyncio.sleep(0)
+                if player.stopped:
+                    return
+        ledger.received += frames
+        ledger.captured += frames
+        player.frames += frames
+
+    async def _feed_paced(self, run: list[RawRecord], pacer: Pacer) -> None:
+        player, sink, count = self.player, self.player.sink, 0
+        for record in run:
+            before = pacer.lateness.count
+            await pacer.wait(record[3])
+            if player.stopped:
+                return
+            if sink.full:
+                await sink.room()
+            self._one(record)
+            player.frames += record[1] in _FRAME_KINDS
+            count += pacer.lateness.count - before
+            if count >= SLICE_FRAMES:
+                count = 0
+                await asyncio.sleep(0)
+
+    def played(self) -> Played:
+        tape, player = self.tape, self.player
+        tape.close()
+        player.ledger.unread += tape.lost
+        whole = player.whole and tape.source.sealed and not tape.lost and not tape.damaged and not player.stopped
+        return Played(
+            path=tape.source.path,
+            capture_id=tape.source.capture_id,
+            digest=self.pipeline.digest() if whole else None,
+            damage=tape.damaged,
+            lost=tape.lost,
+        )
+
+
+async def replay(
+    plan: Plan,
+    sink: Sink,
+    ledger: Ledger,
+    clock: Clock,
+    *,
+    sleep: Sleep = asyncio.sleep,
+    stop: asyncio.Event | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> ReplayResult:
+    """Push the captures through; returns when the sink has acknowledged everything or given up on it.
+
+    Raises CaptureError for files that cannot be opened and KafkaError from the sink. Damage inside a file does not
+    raise: it is counted in `ledger.unread`. Setting `stop` ends the replay after the frame at hand.
+    """
+    pacer = Pacer(plan.speed, clock, sleep) if plan.speed is not None else None
+    started_ns = clock.monotonic_ns()
+    played: list[Played] = []
+    first_ns: int | None = None
+    recorded_ns = 0
+    interrupted = False
+    for _ in range(plan.loops):
+        if pacer is not None:
+            lateness = pacer.lateness
+            pacer = Pacer(plan.speed or Fraction(1), clock, sleep)
+            pacer.lateness = lateness
+        player = _Player(plan, sink, ledger, pacer, stop)
+        played = await player.play(on_progress)
+        if player.first_ns is not None:
+            first_ns = player.first_ns
+            recorded_ns += player.last_ns - first_ns
+        interrupted = player.stopped
+        if interrupted:
+            break
+    fed_ns = clock.monotonic_ns()
+    await sink.drain()
+    seconds = (clock.monotonic_ns() - started_ns) / NS_PER_S
+    feed_s = (fed_ns - started_ns) / NS_PER_S
+    ledger.settle(sink.acked, sink.failed)
+    return ReplayResult(
+        played=played,
+        seconds=seconds,
+        recorded_s=recorded_ns / NS_PER_S,
+        speed_reached=recorded_ns / NS_PER_S / feed_s if recorded_ns and feed_s > 0 else None,
+        lateness=pacer.lateness if pacer is not None else None,
+        interrupted=interrupted,
+    )

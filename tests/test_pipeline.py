@@ -1,0 +1,322 @@
+"""The pipeline against a scripted adapter: what is emitted, dropped, counted, and in which order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from struct import pack
+from typing import Any
+
+import orjson
+import pytest
+
+from kcs.errors import FrameIgnored, FrameRejected, LedgerError
+from kcs.model import (
+    BUY,
+    SELL,
+    CloseFields,
+    Event,
+    Gap,
+    GapFields,
+    Kind,
+    OpenFields,
+    OrderBook,
+    StateFields,
+    Ticker,
+    Trade,
+)
+from kcs.pipeline import BOOK_WINDOW, TRADE_WINDOW, Pipeline
+from kcs.sink import POSITION, RECORD_BYTES_MAX
+from kcs.stats import Ledger
+
+CAPTURE = bytes(range(8))
+
+
+class ScriptedAdapter:
+    """A frame's payload is the index of a script entry: events, or a verdict to raise."""
+
+    def __init__(self, *script: Sequence[Event] | Exception) -> None:
+        self.script = script
+        self.resets: list[tuple[int, tuple[str, ...]]] = []
+        self.loaded: list[tuple[int, str, bytes]] = []
+
+    def parse(self, stream: int, recv_ns: int, payload: bytes) -> Sequence[Event]:
+        step = self.script[int(payload)]
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    def reset(self, stream: int, markets: Sequence[str] = ()) -> None:
+        self.resets.append((stream, tuple(markets)))
+
+    def save(self) -> Iterable[tuple[int, str, bytes]]:
+        return [(3, "M", b"\x00adapter")]
+
+    def load(self, stream: int, market: str, state: bytes) -> None:
+        self.loaded.append((stream, market, state))
+
+
+class ListSink:
+    """Keeps every record."""
+
+    def __init__(self) -> None:
+        self.acked = self.failed = 0
+        self.full = False
+        self.captures: list[bytes] = []
+        self.records: list[tuple[str, str, bytes, int, tuple[int, int, int], bytes, Any]] = []
+
+    def start(self, capture_id: bytes) -> None:
+        self.captures.append(capture_id)
+
+    def route(self, channel: str, exchange: str, key: str) -> tuple[str, str]:
+        return f"{channel}.{exchange}", key
+
+    def emit(self, route: Any, value: bytes, recv_ns: int, position: bytes, trade_id: bytes, headers: Any = ()) -> None:
+        self.records.append((*route, value, recv_ns, POSITION.unpack(position), trade_id, headers))
+        self.acked += 1
+
+    async def room(self) -> None: ...
+    async def drain(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+def trade(id: str = "", market: str = "KRW-BTC", side: int = BUY, price: float = 100.0) -> Trade:
+    return Trade(market, price, 0.5, side, 1_700_000_000_123_000_000, id)
+
+
+def book(ts_ns: int = 10, price: float = 1.0, market: str = "KRW-BTC") -> OrderBook:
+    return OrderBook(market, ((price + 1, 2.0),), ((price, 3.0),), ts_ns)
+
+
+def build(*script: Sequence[Event] | Exception) -> tuple[Pipeline, ListSink, ScriptedAdapter]:
+    adapter, sink = ScriptedAdapter(*script), ListSink()
+    pipeline = Pipeline("upbit", adapter, sink, Ledger())
+    pipeline.start(CAPTURE)
+    return pipeline, sink, adapter
+
+
+def feed_all(pipeline: Pipeline, adapter: ScriptedAdapter, stream: int = 0) -> None:
+    for i in range(len(adapter.script)):
+        pipeline.feed(stream, 1_000 + i, b"%d" % i)
+
+
+def settled(pipeline: Pipeline, sink: ListSink) -> Ledger:
+    ledger = pipeline.ledger
+    ledger.received = ledger.captured = ledger.parsed + sum(ledger.ignored.values()) + sum(ledger.rejected.values())
+    ledger.settle(sink.acked, sink.failed)
+    ledger.check()
+    return ledger
+
+
+def test_values_are_what_the_documentation_says() -> None:
+    ticker = Ticker("KRW-BTC", 5.0, 4.0, None, 3.0, 10.0, 20.0, None, None, 2_500_000_000)
+    pipeline, sink, adapter = build([trade("7", side=SELL)], [book(1_500_000_000)], [ticker])
+    feed_all(pipeline, adapter)
+    topics = [(r[0], r[1]) for r in sink.records]
+    assert topics == [("trade.upbit", "KRW-BTC"), ("orderbook.upbit", "KRW-BTC"), ("ticker.upbit", "KRW-BTC")]
+    assert [orjson.loads(r[2]) for r in sink.records] == [
+        [100.0, 0.5, -1, 1_700_000_000.123],
+        {"asks": [[2.0, 2.0]], "bids": [[1.0, 3.0]], "ts": 1.5},
+        {
+            "last": 5.0,
+            "open": 4.0,
+            "high": None,
+            "low": 3.0,
+            "volume": 10.0,
+            "value": 20.0,
+            "bid": None,
+            "ask": None,
+            "ts": 2.5,
+        },
+    ]
+    assert [r[4] for r in sink.records] == [(0, 0, 1000), (1, 0, 1001), (2, 0, 1002)]
+    assert [r[5] for r in sink.records] == [b"7", b"", b""]
+    assert settled(pipeline, sink).produced == 3
+
+
+def test_every_event_of_a_frame_is_emitted_in_order() -> None:
+    pipeline, sink, adapter = build([trade("1"), trade("2"), book(), trade("3")])
+    feed_all(pipeline, adapter)
+    assert [(r[4][1], r[5]) for r in sink.records] == [(0, b"1"), (1, b"2"), (2, b""), (3, b"3")]
+    assert pipeline.last_event == trade("3")
+
+
+def test_ignored_and_rejected_frames_are_counted_and_only_the_rejected_is_produced() -> None:
+    pipeline, sink, adapter = build(FrameIgnored("heartbeat"), FrameRejected("not_json"), FrameIgnored("heartbeat"))
+    feed_all(pipeline, adapter, stream=4)
+    ledger = settled(pipeline, sink)
+    assert ledger.ignored == {"heartbeat": 2}
+    assert ledger.rejected == {"not_json": 1}
+    assert sink.records == [("reject.upbit", "4", b"1", 1001, (1, 0, 1001), b"", (("reason", b"not_json"),))]
+
+
+def test_a_huge_rejected_frame_is_cut_and_says_how_long_it_was() -> None:
+    class Refuses(ScriptedAdapter):
+        def parse(self, stream: int, recv_ns: int, payload: bytes) -> Sequence[Event]:
+            raise FrameRejected("not_json")
+
+    sink = ListSink()
+    pipeline = Pipeline("upbit", Refuses(), sink, Ledger())
+    pipeline.start(CAPTURE)
+    pipeline.feed(0, 1, b"x" * (RECORD_BYTES_MAX + 5))
+    (record,) = sink.records
+    assert len(record[2]) == RECORD_BYTES_MAX
+    assert dict(record[6])["truncated"] == b"%d" % (RECORD_BYTES_MAX + 5)
+
+
+def test_a_repeated_trade_id_is_dropped_within_the_window_and_across_reconnects() -> None:
+    pipeline, sink, adapter = build([trade("1")], [trade("1")])
+    pipeline.feed(0, 1, b"0")
+    pipeline.control(Kind.CLOSE, 0, 2, CloseFields(1006))
+    pipeline.control(Kind.OPEN, 0, 3, OpenFields("ws://x"))
+    pipeline.feed(0, 4, b"1")
+    assert len(sink.records) == 1
+    assert settled(pipeline, sink).suppressed == {"trade_repeated": 1}
+    assert adapter.resets == [(0, ()), (0, ())]
+
+
+def test_the_same_id_in_another_market_and_trades_without_id_are_kept() -> None:
+    pipeline, sink, adapter = build([trade("1")], [trade("1", market="KRW-ETH")], [trade("")], [trade("")])
+    feed_all(pipeline, adapter)
+    assert len(sink.records) == 4
+
+
+def test_the_trade_window_is_bounded_and_forgets_the_oldest_first() -> None:
+    ids = [[trade(str(i))] for i in range(TRADE_WINDOW + 1)]
+    pipeline, sink, adapter = build(*ids, [trade("1")], [trade("0")])
+    feed_all(pipeline, adapter)
+    assert settled(pipeline, sink).suppressed == {"trade_repeated": 1}
+    assert sink.records[-1][5] == b"0"
+
+
+def test_an_equal_book_is_dropped_and_a_different_one_with_the_same_time_is_kept() -> None:
+    pipeline, sink, adapter = build([book(10, 1.0)], [book(10, 1.0)], [book(10, 2.0)], [book(10, 1.0)], [book(11, 1.0)])
+    feed_all(pipeline, adapter)
+    assert [r[4][0] for r in sink.records] == [0, 2, 4]
+    assert settled(pipeline, sink).suppressed == {"book_repeated": 2}
+
+
+def test_an_older_book_is_dropped_only_when_another_stream_emitted_the_newer_one() -> None:
+    pipeline, sink, _ = build([book(10)], [book(9)], [book(8)])
+    pipeline.feed(0, 1, b"0")
+    pipeline.feed(1, 2, b"1")
+    pipeline.feed(0, 3, b"2")
+    assert [r[4][0] for r in sink.records] == [0, 2]
+    assert settled(pipeline, sink).suppressed == {"book_older": 1}
+
+
+def test_the_book_window_is_bounded() -> None:
+    books = [[book(10, float(i))] for i in range(BOOK_WINDOW + 1)]
+    pipeline, sink, adapter = build(*books, [book(10, 0.0)])
+    feed_all(pipeline, adapter)
+    assert len(sink.records) == BOOK_WINDOW + 2, "the first book has left the window"
+
+
+def test_a_gap_record_resets_the_named_markets_and_is_produced() -> None:
+    pipeline, sink, adapter = build([Gap(2, 1_000_000_000, 2_000_000_000, "sequence", ("KRW-BTC",), 4)])
+    pipeline.control(Kind.GAP, 2, 7, GapFields(1_000_000_000, 3_000_000_000, "disconnect", ("KRW-ETH",)))
+    pipeline.feed(2, 8, b"0")
+    assert adapter.resets == [(2, ("KRW-ETH",))]
+    assert [(r[0], r[1], orjson.loads(r[2])) for r in sink.records] == [
+        (
+            "gap.upbit",
+            "2",
+            {"from": 1.0, "to": 3.0, "cause": "disconnect", "stream": 2, "markets": ["KRW-ETH"], "frames": None},
+        ),
+        (
+            "gap.upbit",
+            "2",
+            {"from": 1.0, "to": 2.0, "cause": "sequence", "stream": 2, "markets": ["KRW-BTC"], "frames": 4},
+        ),
+    ]
+    assert settled(pipeline, sink).gaps == 2
+
+
+def test_a_continued_open_does_not_reset() -> None:
+    pipeline, _, adapter = build()
+    pipeline.control(Kind.OPEN, 0, 1, OpenFields("ws://x", continued=True))
+    assert adapter.resets == []
+
+
+def test_every_record_of_any_kind_has_a_number() -> None:
+    pipeline, sink, _ = build([trade("1")])
+    pipeline.control(Kind.OPEN, 0, 1, OpenFields("ws://x"))
+    pipeline.control(Kind.SENT, 0, 2, None, b"subscribe")
+    pipeline.feed(0, 3, b"0")
+    assert sink.records[0][4] == (2, 0, 3)
+    assert pipeline.number == 3
+    pipeline.start(b"another.")
+    assert pipeline.number == 0
+    assert sink.captures == [CAPTURE, b"another."]
+
+
+def test_the_digest_is_the_documented_one() -> None:
+    pipeline, sink, adapter = build([trade("77")], [book()])
+    feed_all(pipeline, adapter)
+    sha = hashlib.sha256()
+    for topic, key, value, recv_ns, position, trade_id, _ in sink.records:
+        for text in (topic.encode(), key.encode()):
+            sha.update(pack(">I", len(text)) + text)
+        sha.update(pack(">IQI", len(value), recv_ns // 1_000_000, len(trade_id)))
+        sha.update(pack(">QIQ", *position) + trade_id + value)
+    assert pipeline.digest() == sha.hexdigest()
+
+
+def test_the_digest_restarts_with_a_file_and_ignores_the_capture_id() -> None:
+    pipeline, _, adapter = build([trade("")])
+    feed_all(pipeline, adapter)
+    first = pipeline.digest()
+    pipeline.start(b"zzzzzzzz")
+    feed_all(pipeline, adapter)
+    assert pipeline.digest() == first
+
+
+def test_a_pipeline_without_digest_says_so() -> None:
+    pipeline = Pipeline("upbit", ScriptedAdapter(), ListSink(), Ledger(), digest=False)
+    with pytest.raises(LedgerError):
+        pipeline.digest()
+
+
+def test_saved_state_makes_a_second_pipeline_behave_as_the_first() -> None:
+    history = [[trade(str(i))] for i in range(TRADE_WINDOW + 9)] + [
+        [book(10, 1.0)],
+        [book(10, 2.0)],
+        [book(5, 1.0, "KRW-X")],
+    ]
+    later: list[Sequence[Event]] = [
+        [trade("8")], [trade("9")], [trade(str(TRADE_WINDOW + 8))], [book(10, 2.0)], [book(10, 3.0)], [book(9, 1.0)],
+        [book(5, 1.0, "KRW-X")], [book(6, 1.0, "KRW-X")], [trade("new")],
+    ]  # fmt: skip
+    whole, whole_sink, adapter = build(*history, *later)
+    feed_all(whole, adapter)
+
+    first, _, first_adapter = build(*history)
+    feed_all(first, first_adapter)
+    second, second_sink, second_adapter = build(*later)
+    for stream, fields, payload in first.save():
+        second.control(Kind.STATE, stream, 1, fields, payload)
+    assert second_adapter.loaded == [(3, "M", b"\x00adapter")]
+    feed_all(second, second_adapter)
+    kept = [(r[0], r[1], r[2]) for r in second_sink.records]
+    assert kept == [(r[0], r[1], r[2]) for r in whole_sink.records][-len(kept) :]
+    assert second.ledger.suppressed == whole.ledger.suppressed
+    assert second.save() == whole.save()
+
+
+def test_loading_its_own_state_changes_nothing() -> None:
+    pipeline, _, adapter = build([trade("1")], [book()])
+    feed_all(pipeline, adapter)
+    before = pipeline.save()
+    for stream, fields, payload in before:
+        assert isinstance(fields, StateFields)
+        pipeline.control(Kind.STATE, stream, 1, fields, payload)
+    assert pipeline.save() == before
+
+
+def test_the_tap_sees_exactly_what_is_emitted() -> None:
+    pipeline, sink, adapter = build([trade("1"), trade("1"), book()])
+    seen: list[tuple[Event, int, int, int]] = []
+    pipeline.tap = lambda event, recv_ns, number, index: seen.append((event, recv_ns, number, index))
+    feed_all(pipeline, adapter)
+    assert seen == [(trade("1"), 1000, 0, 0), (book(), 1000, 0, 2)]
+    assert len(sink.records) == 2
