@@ -1,0 +1,67 @@
+"""What a failed batch means: which of the client library's errors say what about the records. No I/O."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from aiokafka import errors
+
+
+class Verdict(Enum):
+    """What is known about a batch whose future failed."""
+
+    CONTENT = "content"
+    """The broker looked at it and refused it: nothing was written; some record in it is at fault."""
+    MAYBE_CONTENT = "maybe content"
+    """The broker failed on it, or refused it with a code the library does not know (INVALID_RECORD)."""
+    REFUSED = "refused"
+    """Nothing was written and no record is at fault: rights, policy, a missing topic. Somebody has to act."""
+    UNKNOWN = "unknown"
+    """The producer is of no more use; whether the batch was written must be read from the partition."""
+
+
+_CONTENT: Final = (
+    errors.MessageSizeTooLargeError,
+    errors.RecordListTooLargeError,
+    errors.InvalidTimestampError,
+    errors.UnsupportedForMessageFormatError,
+)
+_MAYBE_CONTENT: Final = (errors.CorruptRecordException, errors.UnknownError)
+_REFUSED: Final = (
+    errors.TopicAuthorizationFailedError,
+    errors.ClusterAuthorizationFailedError,
+    errors.UnknownTopicOrPartitionError,
+    errors.InvalidTopicError,
+    errors.InvalidRequiredAcksError,
+    errors.PolicyViolationError,
+    errors.UnsupportedVersionError,
+    errors.InvalidRequestError,
+    errors.KafkaTimeoutError,
+    AssertionError,  # aiokafka: the partition is not in the topic's metadata
+)
+
+LIBRARY_ERRORS: Final = (errors.KafkaError, errors.IllegalOperation, AssertionError)
+"""Everything that aiokafka raises for a batch."""
+
+
+def verdict_of(error: BaseException) -> Verdict:
+    """Sort an error of a batch."""
+    if isinstance(error, _CONTENT):
+        return Verdict.CONTENT
+    if isinstance(error, _MAYBE_CONTENT):
+        return Verdict.MAYBE_CONTENT
+    if isinstance(error, _REFUSED):
+        return Verdict.REFUSED
+    return Verdict.UNKNOWN
+
+
+def named(error: BaseException) -> str:
+    """The error for a person: the class without its suffix, and what it says."""
+    name = type(error).__name__.removesuffix("Error").removesuffix("Exception")
+    text = str(error).removeprefix(type(error).__name__).removeprefix(": ")
+    if isinstance(error, errors.UnknownError):
+        text = "the broker refused it with a code that the client does not know, such as INVALID_RECORD"
+    elif isinstance(error, AssertionError):
+        name, text = "UnknownPartition", "the partition is gone from the topic"
+    return f"{name}: {text}" if text else name

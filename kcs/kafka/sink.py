@@ -1,0 +1,440 @@
+"""`KafkaSink`: records into Kafka, in capture order on each partition, exactly once as long as the process lives.
+
+Contract: `kcs.sink.Sink`, plus `open`, timeouts on `drain` and `close`, `delivery` and `offsets` for receipts. One
+event loop, not thread-safe. Times in ns unless named otherwise.
+
+- A partition has at most ONE unacknowledged batch. While it flies the next one fills; the ack ships it. A partition
+  that is free ships at the end of the loop turn in which it got a record. Batches closed by their size wait in a
+  buffer whose mark is `buffer_bytes_max`: above it `full` is True.
+- aiokafka repeats what may be repeated, without limit. `kcs.kafka.recovery` deals with the rest; meanwhile the
+  partition sends nothing.
+- Raises kcs.errors.KafkaError from `open`, and from `room` and `drain` while a partition cannot go on before somebody
+  acts (`fault`). Records that are lost for good are counted in `failed` and named on the logger `kcs.kafka`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from struct import Struct
+from typing import Any, Final, Protocol
+
+from aiokafka.partitioner import murmur2
+
+from kcs.clock import Clock
+from kcs.errors import KafkaError
+from kcs.kafka import topics
+from kcs.kafka.batch import Batch, new_builder, record_bytes
+from kcs.kafka.failures import LIBRARY_ERRORS
+from kcs.kafka.link import Connect, Link, connect
+from kcs.kafka.recovery import Recovery
+from kcs.kafka.settings import KafkaSettings, producer_options, topic_names
+from kcs.kafka.tally import Delivery, Offsets, Tally
+from kcs.sink import HEADER_NAME, POSITION, RECORD_BYTES_MAX, Headers
+
+ID_HEADER: Final = "id"
+_TALLIES_MAX: Final = 1024
+_SEQUENCE_SOFT_MAX: Final = 2**30
+"""aiokafka 0.14 miscounts a partition's sequence beyond 2**31; a fresh producer takes over long before."""
+_RECV_NS: Final = Struct(">12xQ")
+_log = logging.getLogger("kcs.kafka")
+
+
+class LatencySink(Protocol):
+    """Takes latencies in ns, many at once."""
+
+    def record_many(self, latencies_ns: list[int], /) -> Any: ...
+
+
+class Partition:
+    """One partition as the sink sees it: the open batch, those that wait, the one that flies."""
+
+    __slots__ = ("append", "builder", "floor", "flying", "link", "number", "positions", "sent", "topic", "waiting")
+
+    def __init__(self, topic: str, number: int, floor: int) -> None:
+        self.topic = topic
+        self.number = number
+        self.floor = floor
+        """Records of ours that are not acknowledged have this offset or a higher one."""
+        self.builder: Any = None
+        self.append: Callable[..., Any] = _no_builder
+        self.positions: list[bytes] = []
+        self.waiting: deque[Batch] = deque()
+        self.flying: Batch | None = None
+        self.link: Link | None = None
+        self.sent = 0
+        """Records sent over `link`: its sequence number."""
+
+
+class Route:
+    """Handle of `emit`: where the records of one (channel, key) go."""
+
+    __slots__ = ("key", "partition")
+
+    def __init__(self, partition: Partition, key: bytes) -> None:
+        self.partition = partition
+        self.key = key
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition that the Java client's default partitioner picks for a key."""
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def _no_builder(*_: Any) -> None:
+    """Stands where a partition has no open batch: nothing fits."""
+
+
+class KafkaSink:
+    """See the module's docstring. `latency` gets receive-to-ack times; `connector` is for tests."""
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        clock: Clock,
+        *,
+        latency: LatencySink | None = None,
+        connector: Connect = connect,
+    ) -> None:
+        self.settings = settings
+        self.acked = 0
+        self.failed = 0
+        self.cluster_id = ""
+        self.embedded = False
+        self._clock = clock
+        self._latency = latency
+        self.connector = connector
+        self.compression: str | None = producer_options(settings).get("compression_type")
+        self._headers = settings.headers
+        self._names: dict[tuple[str, str], str] = {}
+        self._partitions: dict[str, list[Partition]] = {}
+        self._touched: list[Partition] = []
+        self._sealed = 0
+        self._buffered = 0
+        self._changed: asyncio.Future[None] | None = None
+        self._capture = b""
+        self._tally = Tally(b"")
+        self._tallies: OrderedDict[bytes, Tally] = OrderedDict()
+        self._link: Link | None = None
+        self._flights: dict[Link, int] = {}
+        self._recovery = Recovery(self)
+        self._closed = False
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def open(
+        self,
+        exchanges: Iterable[str],
+        channels: Iterable[str],
+        *,
+        partitions: Mapping[str, int] | None = None,
+        oldest_ns: int | None = None,
+    ) -> None:
+        """Connect, make missing topics, learn partition counts. Raises KafkaError, ConfigError.
+
+        `gap` and `reject` topics are opened too. `partitions` (topic to count) fixes counts that an earlier run of the
+        same capture used; a topic with fewer raises. `oldest_ns`: receive time of the oldest record to come, compared
+        with the topics' retention when `retention_forever` is set.
+        """
+        self._names = topic_names(self.settings.template, channels, exchanges)
+        link = await self.connector(self.settings)
+        try:
+            wanted = sorted(set(self._names.values()))
+            self.cluster_id = await topics.ensure(self.settings, wanted, self._clock.now_ns(), oldest_ns)
+            self.embedded = topics.is_embedded(self.cluster_id)
+            counts = {topic: len(await link.partitions_of(topic)) for topic in wanted}
+            for topic, count in (partitions or {}).items():
+                if counts.get(topic, count) < count:
+                    raise KafkaError(
+                        f"topic {topic} has {counts[topic]} partitions, the capture was written to {count}"
+                    )
+                counts[topic] = count if topic in counts else counts[topic]
+            ends = await topics.end_offsets(self.settings, counts)
+        except BaseException:
+            await link.close()
+            raise
+        self.adopt(link)
+        self._partitions = {
+            topic: [Partition(topic, number, ends[topic, number]) for number in range(count)]
+            for topic, count in counts.items()
+        }
+
+    async def drain(self, timeout_s: float | None = None) -> None:
+        """Return when every record taken is acked or failed, or after `timeout_s`: `in_flight` says what is left."""
+        self._ship_touched()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.in_flight:
+                    await self._change()
+
+    async def room(self) -> None:
+        """Return when `full` is False."""
+        while self.full:
+            await self._change()
+
+    async def close(self, timeout_s: float | None = None) -> None:
+        """Drain (at most `timeout_s`), then let go; what is still in flight stays counted so. Safe to call twice."""
+        if self._closed:
+            return
+        try:
+            with contextlib.suppress(KafkaError):  # `fault` and `in_flight` tell
+                await self.drain(timeout_s)
+        finally:
+            self._closed = True
+            await self._recovery.close()
+            for link in list(self._flights):
+                await link.close()
+            self._flights.clear()
+            self.wake()
+
+    @property
+    def fault(self) -> KafkaError | None:
+        """Why a partition cannot go on until somebody acts; None while all is well."""
+        return self._recovery.fault
+
+    # --- taking records -----------------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """True while more than `buffer_bytes_max` wait for their acks."""
+        return self._buffered > self.settings.buffer_bytes_max
+
+    def start(self, capture_id: bytes) -> None:
+        """Records from now on belong to this capture; a batch never holds records of two."""
+        if len(capture_id) != 8:
+            raise ValueError(f"a capture id has 8 bytes, not {len(capture_id)}")
+        for part in self._all_partitions():
+            if part.positions:
+                part.waiting.append(self._seal(part))
+                self._ship_next(part)
+        self._capture = capture_id
+        self._tally = self._tallies.setdefault(capture_id, Tally(capture_id))
+        if len(self._tallies) > _TALLIES_MAX:
+            self._tallies.popitem(last=False)
+
+    def route(self, channel: str, exchange: str, key: str) -> Route:
+        """Where records of this channel and key go. Raises KafkaError for a channel or exchange that is not open."""
+        name = self._names.get((channel, exchange))
+        if name is None or name not in self._partitions:
+            raise KafkaError(
+                f"channel {channel!r} of {exchange!r} is not open", where=f"Kafka at {self.settings.bootstrap}"
+            )
+        raw_key = key.encode()
+        parts = self._partitions[name]
+        return Route(parts[partition_of(raw_key, len(parts))], raw_key)
+
+    def emit(
+        self, route: Route, value: bytes, recv_ns: int, position: bytes, trade_id: bytes, headers: Headers = ()
+    ) -> None:
+        """Take one record; it is shipped by the end of this loop turn or by the ack before it."""
+        part = route.partition
+        if self._headers:
+            own = [(HEADER_NAME, self._capture + position)]
+            if trade_id:
+                own.append((ID_HEADER, trade_id))
+            if headers:
+                own += headers
+        else:
+            own = []
+        positions = part.positions
+        if part.append(len(positions), recv_ns // 1_000_000, route.key, value, own) is None:
+            self._emit_first(part, route.key, value, recv_ns // 1_000_000, position, own)
+        else:
+            positions.append(position)
+
+    def _emit_first(
+        self,
+        part: Partition,
+        key: bytes,
+        value: bytes,
+        timestamp_ms: int,
+        position: bytes,
+        headers: list[tuple[str, bytes]],
+    ) -> None:
+        """The record does not fit the open batch, or there is none: begin one. Here large records are seen as well."""
+        if record_bytes(key, value, headers) > RECORD_BYTES_MAX:
+            self._tally.produced += 1
+            self._sealed += 1
+            self.lose(part, self._tally, position, key, f"{len(value)} bytes, the most is {RECORD_BYTES_MAX}")
+            return
+        if part.positions:
+            part.waiting.append(self._seal(part))
+            self._ship_next(part)
+        part.builder = new_builder(self.settings.batch_bytes_max, self.compression)
+        part.append = part.builder._builder.append
+        part.append(0, timestamp_ms, key, value, headers)
+        part.positions.append(position)
+        if part.flying is None:
+            if not self._touched:
+                asyncio.get_running_loop().call_soon(self._ship_touched)
+            self._touched.append(part)
+
+    # --- shipping -----------------------------------------------------------------------------------------------------
+
+    def _seal(self, part: Partition) -> Batch:
+        batch = Batch(part.builder, part.positions, self._tally)
+        part.builder = None
+        part.append = _no_builder
+        part.positions = []
+        records = len(batch.positions)
+        self._sealed += records
+        self._tally.produced += records
+        self._buffered += batch.size
+        return batch
+
+    def _ship_touched(self) -> None:
+        touched, self._touched = self._touched, []
+        for part in touched:
+            self._ship_next(part)
+
+    def _ship_next(self, part: Partition) -> None:
+        """Ship what comes next if nothing flies; order on the partition is the order of `emit`."""
+        if part.flying is not None or self._closed:
+            return
+        if part.waiting:
+            self._ship(part, part.waiting.popleft())
+        elif part.positions:
+            self._ship(part, self._seal(part))
+
+    def _ship(self, part: Partition, batch: Batch) -> None:
+        link = self._link
+        assert link is not None, "open() comes before emit()"
+        part.flying = batch
+        if part.link is not link:
+            part.link = link
+            part.sent = 0
+        part.sent += len(batch.positions)
+        if part.sent > _SEQUENCE_SOFT_MAX:
+            self._recovery.renew_soon(link)
+        self._flights[link] += 1
+        try:
+            acknowledged = link.send(batch, part.topic, part.number)
+        except LIBRARY_ERRORS as error:
+            self._landed(link)
+            self._recovery.begin(part, batch, link, error)
+        else:
+            acknowledged.add_done_callback(partial(self._settled, part, batch, link))
+
+    def _settled(self, part: Partition, batch: Batch, link: Link, acknowledged: asyncio.Future[Any]) -> None:
+        if self._closed or acknowledged.cancelled():
+            if not acknowledged.cancelled():
+                acknowledged.exception()  # looked at, so that asyncio does not report it
+            return
+        self._landed(link)
+        error = acknowledged.exception()
+        if error is None:
+            self.ack(part, batch, acknowledged.result().offset)
+        else:
+            self._recovery.begin(part, batch, link, error)
+
+    def ack(self, part: Partition, batch: Batch, base_offset: int) -> None:
+        """Count a batch that is in Kafka and let its partition go on."""
+        records = len(batch.positions)
+        self.acked += records
+        batch.tally.ack(part.topic, part.number, base_offset, records)
+        if base_offset >= 0:
+            part.floor = base_offset + records
+        self._buffered -= batch.size
+        if self._latency is not None:
+            now_ns = self._clock.now_ns()
+            packed = b"".join(batch.positions)
+            self._latency.record_many([now_ns - recv_ns for (recv_ns,) in _RECV_NS.iter_unpack(packed)])
+        self._recovery.succeeded(part)
+        part.flying = None
+        self._ship_next(part)
+        self.wake()
+
+    def lose(self, part: Partition, tally: Tally, position: bytes, key: bytes, reason: str) -> None:
+        """Count and name a record that is lost for good."""
+        self.failed += 1
+        tally.failed += 1
+        number, event, recv_ns = POSITION.unpack(position)
+        shown_key = key.decode("utf-8", "replace")
+        _log.error(
+            "record lost: capture %s frame %d event %d (received at %d ns), topic %s partition %d key %s: %s",
+            tally.capture_id.hex(), number, event, recv_ns, part.topic, part.number, shown_key, reason,
+        )  # fmt: skip
+        self.wake()
+
+    def resume(self, part: Partition, batch: Batch, pieces: Iterable[Batch]) -> None:
+        """Put `pieces` in the place of a batch that came back, and let the partition go on."""
+        self._buffered -= batch.size
+        parts = list(pieces)
+        self._buffered += sum(piece.size for piece in parts)
+        part.waiting.extendleft(reversed(parts))
+        part.flying = None
+        self._ship_next(part)
+        self.wake()
+
+    # --- links --------------------------------------------------------------------------------------------------------
+
+    @property
+    def link(self) -> Link | None:
+        """The link that batches are shipped over now."""
+        return self._link
+
+    def adopt(self, link: Link) -> None:
+        """Ship over this link from now on; partitions move to it batch by batch, an idle old one is let go."""
+        old, self._link = self._link, link
+        self._flights[link] = 0
+        if old is not None and not self._flights[old]:
+            self._release(old)
+
+    def _landed(self, link: Link) -> None:
+        self._flights[link] -= 1
+        if link is not self._link and not self._flights[link]:
+            self._release(link)
+
+    def _release(self, link: Link) -> None:
+        del self._flights[link]
+        self._recovery.spawn(link.close())
+
+    # --- what became of them ------------------------------------------------------------------------------------------
+
+    @property
+    def produced(self) -> int:
+        """Records taken so far."""
+        return self._sealed + sum(len(part.positions) for part in self._all_partitions())
+
+    @property
+    def in_flight(self) -> int:
+        """Records that are neither acked nor failed."""
+        return self.produced - self.acked - self.failed
+
+    def partitions(self) -> dict[str, int]:
+        """Partition count of each open topic."""
+        return {topic: len(parts) for topic, parts in self._partitions.items()}
+
+    def delivery(self, capture_id: bytes | None = None) -> Delivery:
+        """What became of one capture's records (default: the current one's); the last 1024 captures are known."""
+        tally = self._tally if capture_id is None else self._tallies.get(capture_id, Tally(capture_id))
+        current = tally is self._tally
+        return tally.delivery(sum(len(part.positions) for part in self._all_partitions()) if current else 0)
+
+    def offsets(self, capture_id: bytes | None = None) -> Offsets:
+        """topic -> partition -> (first, last) offset of one capture's acked records (default: the current one's)."""
+        return {topic: dict(partitions) for topic, partitions in self.delivery(capture_id).offsets.items()}
+
+    def _all_partitions(self) -> Iterator[Partition]:
+        for parts in self._partitions.values():
+            yield from parts
+
+    async def _change(self) -> None:
+        """Wait until something was acked, lost or blocked. Raises `fault`."""
+        if self.fault is not None:
+            raise self.fault
+        if self._changed is None:
+            self._changed = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._changed)
+        if self.fault is not None:
+            raise self.fault
+
+    def wake(self) -> None:
+        """Something changed for those who wait in `room` or `drain`."""
+        changed, self._changed = self._changed, None
+        if changed is not None and not changed.done():
+            changed.set_result(None)

@@ -1,0 +1,51 @@
+"""What became of one capture's records: the numbers a receipt needs. No I/O, no client library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Offsets = dict[str, dict[int, tuple[int, int]]]
+"""topic -> partition -> (first, last) offset."""
+
+
+@dataclass(slots=True, frozen=True)
+class Delivery:
+    """State of one capture file's records at one moment. `produced = acked + failed + in_flight`."""
+
+    capture_id: bytes
+    produced: int
+    acked: int
+    failed: int
+    offsets: Mapping[str, Mapping[int, tuple[int, int]]]
+
+    @property
+    def in_flight(self) -> int:
+        return self.produced - self.acked - self.failed
+
+
+class Tally:
+    """Counts of one capture file, kept by the sink."""
+
+    __slots__ = ("acked", "capture_id", "failed", "offsets", "produced")
+
+    def __init__(self, capture_id: bytes) -> None:
+        self.capture_id = capture_id
+        self.produced = 0
+        self.acked = 0
+        self.failed = 0
+        self.offsets: Offsets = {}
+
+    def ack(self, topic: str, partition: int, base_offset: int, records: int) -> None:
+        """`records` were written from `base_offset` on; -1 when the broker no longer knows where."""
+        self.acked += records
+        if base_offset < 0:
+            return
+        partitions = self.offsets.setdefault(topic, {})
+        first, _ = partitions.get(partition, (base_offset, 0))
+        partitions[partition] = (first, base_offset + records - 1)
+
+    def delivery(self, unsealed: int = 0) -> Delivery:
+        """A snapshot; `unsealed` records are taken but not yet counted."""
+        offsets = {topic: dict(partitions) for topic, partitions in self.offsets.items()}
+        return Delivery(self.capture_id, self.produced + unsealed, self.acked, self.failed, offsets)
