@@ -7,6 +7,7 @@ connections; a `Connection` calls its `Handler` synchronously, from within `data
     frame(kind, recv_ns, payload)      one data message; `kind` is Kind.TEXT or Kind.BINARY, `payload` its exact bytes
     pong(recv_ns, payload)
     closed(now_ns, end)                once, after which nothing more comes
+    crashed(error)                     one of the above raised: a defect; `closed` follows
 
 `recv_ns` is read in the first statement of `data_received`; all messages of one read share it, and a fragmented
 message has the time of its last fragment. No queue, no await, no pause of reading: what the socket delivers is handed
@@ -55,12 +56,13 @@ _KIND_BINARY: Final = int(Kind.BINARY)
 
 
 class Handler(Protocol):
-    """Who listens to a connection. Its methods must not raise; an exception ends the connection as `internal`."""
+    """Who listens to a connection. Its methods must not raise: an exception ends the connection as `internal`."""
 
     def opened(self, connection: Connection, now_ns: int) -> None: ...
     def frame(self, kind: int, recv_ns: int, payload: bytes) -> None: ...
     def pong(self, recv_ns: int, payload: bytes) -> None: ...
     def closed(self, now_ns: int, end: ConnectionEnd) -> None: ...
+    def crashed(self, error: BaseException) -> None: ...
 
 
 class ConnectFailed(Exception):
@@ -92,6 +94,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._is_open = False
+        self._handling = False
         self._write_paused = False
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
@@ -130,11 +133,16 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    @property
+    def is_handshaken(self) -> bool:
+        """True once the handshake has succeeded: `opened` was called, and `closed` was or will be."""
+        done = self.handshaken
+        return done.done() and not done.cancelled() and done.exception() is None
+
     def abandon_unless_open(self) -> None:
         """Leave nothing behind of an attempt that failed, was cancelled or took too long."""
-        if not self.handshaken.done():
-            self.handshaken.cancel()
-        if self.handshaken.cancelled() or self.handshaken.exception() is not None:
+        self.handshaken.cancel()
+        if not self.is_handshaken:
             self.abort()
 
     # asyncio.Protocol
@@ -145,8 +153,10 @@ class Connection(asyncio.Protocol):
         websocket.receive_data(data)
         events = websocket.events_received()
         self._flush()
+        self._handling = True  # stays so when the handler raises
         if not self._is_open:
             if not self._handshake(events, recv_ns):
+                self._handling = False
                 return
             del events[0]
         on_frame = self._on_frame
@@ -158,6 +168,7 @@ class Connection(asyncio.Protocol):
                 on_frame(_KIND_TEXT, recv_ns, bytes(frame.data))
             else:
                 self._other_frame(frame, recv_ns)
+        self._handling = False
         if websocket.state is not State.OPEN:
             self._expect_close()
 
@@ -184,8 +195,9 @@ class Connection(asyncio.Protocol):
         self._transport = None
         if self._close_timer is not None:
             self._close_timer.cancel()
-        if exc is not None and not isinstance(exc, OSError):
+        if self._handling and exc is not None:
             self._end_cause = "internal"
+            self._handler.crashed(exc)
         if self._is_open:
             self._is_open = False
             self._handler.closed(self._now_ns(), self._end())
@@ -319,7 +331,8 @@ class Dialer:
         except TunnelRefused as error:
             raise ConnectFailed(ConnectFailure("proxy", str(error), error.status)) from error
         except (OSError, UnicodeError) as error:
-            raise ConnectFailed(failure_of(error)) from error
+            if not connection.is_handshaken:  # time may run out in the turn in which it succeeds
+                raise ConnectFailed(failure_of(error)) from error
         finally:
             connection.abandon_unless_open()
         return connection

@@ -1,0 +1,365 @@
+"""A live run of one exchange: connections, capture, pipeline and sink, from the first record to the seal.
+
+`Collector(...).run()` opens the capture, connects every stream, and goes on until `request_stop` (a signal, or the
+duration), a capture that cannot be written, or a defect. Then: close the websockets cleanly, seal in a thread while the
+sink drains for at most `drain_s`, write receipts, settle the ledger. A second `request_stop` skips what is still
+waited for. What happened is in the `CollectorResult`; the exit code is the caller's to decide. The sink is the
+caller's to open before and to close after.
+
+Raises CaptureBusyError and CaptureWriteError when the capture cannot be begun, ConfigError for a URL or proxy that
+cannot be used, and, after sealing, whatever defect ended the run. Everything runs on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import kcs
+from kcs.capture.format import CaptureHeader
+from kcs.capture.writer import CaptureWriter, SealedCapture, WriterSettings
+from kcs.clock import NS_PER_S, Clock
+from kcs.errors import CaptureWriteError, KafkaError
+from kcs.exchanges.base import Subscription, Venue
+from kcs.live.backoff import ConnectPace
+from kcs.live.previous import last_record_ns
+from kcs.live.receipt import DeliveryInfo
+from kcs.live.recorder import CaptureResult, Recorder
+from kcs.live.session import Session, SessionSettings
+from kcs.live.slot import Dial, Slot
+from kcs.live.transport import Dialer, TransportSettings
+from kcs.pipeline import Pipeline
+from kcs.sink import Sink
+from kcs.stats import Ledger
+
+Log = Callable[[str, str], None]
+"""log(level, text); level is `info`, `warning` or `error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorSettings:
+    """What a run needs besides venue, sink and clock. One stream per subscription, numbered from 0."""
+
+    directory: Path
+    subscriptions: tuple[Subscription, ...]
+    url: str | None = None
+    writer: WriterSettings = field(default_factory=WriterSettings)
+    session: SessionSettings = field(default_factory=SessionSettings)
+    transport: TransportSettings = field(default_factory=TransportSettings)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """More options for the capture's header, beside channels, markets, format and depth."""
+    duration_s: float | None = None
+    drain_s: float = 10.0
+    tick_s: float = 0.05
+    anchor_every_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorResult:
+    """What a run did. `stopped_by`: `duration`, `signal`, `request` or `capture`."""
+
+    ledger: Ledger
+    captures: tuple[CaptureResult, ...]
+    stopped_by: str
+    signal: int | None
+    failure: CaptureWriteError | None
+    """Why the capture failed, when it did: exit 1."""
+    seconds: float
+    behind: bool
+    drained: bool
+    """False when records were still in flight after `drain_s`, or the sink broke down."""
+    gaps: int
+    reconnects: int
+    connect_failures: Mapping[str, int]
+    silent_markets: tuple[str, ...]
+    rtt_ns: int | None
+
+    @property
+    def digest(self) -> str | None:
+        """The run's digest: of its one whole capture; None when rotated, behind or failed."""
+        return self.captures[0].digest if len(self.captures) == 1 else None
+
+
+class Collector:
+    """See the module docstring. `dial` replaces the network in tests."""
+
+    def __init__(
+        self,
+        venue: Venue,
+        settings: CollectorSettings,
+        *,
+        sink: Sink,
+        clock: Clock,
+        rng: Random,
+        log: Log,
+        delivery: DeliveryInfo | None = None,
+        dial: Dial | None = None,
+    ) -> None:
+        self.venue = venue
+        self.settings = settings
+        self.ledger = Ledger()
+        self._sink = sink
+        self._clock = clock
+        self._rng = rng
+        self._log = log
+        self._delivery = delivery
+        self._url = settings.url or venue.url
+        limited = replace(settings.transport, frame_bytes_max=venue.limits.frame_bytes_max)
+        self._dial: Dial = dial or Dialer(self._url, clock, limited).dial
+        self._pipeline = Pipeline(venue.name, venue.adapter(), sink, self.ledger)
+        self._slots: list[Slot] = []
+        self._stop = asyncio.Event()
+        self._force = asyncio.Event()
+        self._all_finished = asyncio.Event()
+        self._stopped_by = "request"
+        self._signal: int | None = None
+        self._defect: BaseException | None = None
+        self._drained = False
+
+    # What the caller may do while it runs.
+
+    def request_stop(self, signal_number: int | None = None) -> None:
+        """End the run; a second call no longer waits for handshakes and acks. Call on the loop's thread."""
+        if self._stop.is_set():
+            self._force.set()
+            return
+        self._signal = signal_number
+        self._end("signal" if signal_number is not None else "request")
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """For progress displays and tests."""
+        return tuple(slot.session for slot in self._slots)
+
+    def subscribe(self, stream: int, subscription: Subscription) -> None:
+        """Change what a stream delivers: the full new list goes out as the venue's limits allow."""
+        self._slots[stream].subscribe(subscription, self._clock.now_ns())
+
+    async def run(self) -> CollectorResult:
+        """The whole run."""
+        started_ns = self._clock.now_ns()
+        recorder = self._begin(started_ns)
+        ticking = asyncio.create_task(self._tick_forever(recorder))
+        ticking.add_done_callback(self._ticking_ended)
+        timer = self._arm_duration()
+        try:
+            for slot in self._slots:
+                slot.start(self._clock.now_ns())
+            await self._stop.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+            sealed = await asyncio.shield(self._wind_down(recorder, ticking))
+        if self._defect is not None:
+            raise self._defect
+        return self._result(recorder, sealed, started_ns)
+
+    def tick(self, recorder: Recorder, now_ns: int) -> None:
+        """One beat: timers of the sessions, rotation, then the recorder's own."""
+        for slot in self._slots:
+            slot.tick(now_ns)
+        if recorder.rotation_due(now_ns):
+            opens = [(s.stream, s.session.continued()) for s in self._slots if s.session.is_open]
+            recorder.rotate(now_ns, opens)
+        recorder.tick(now_ns)
+        if recorder.failure is not None:
+            self._end("capture")
+
+    # Beginning.
+
+    def _begin(self, now_ns: int) -> Recorder:
+        settings, venue = self.settings, self.venue
+        settings.directory.mkdir(parents=True, exist_ok=True)
+        down_since_ns = last_record_ns(settings.directory, venue.name)
+        loop = asyncio.get_running_loop()
+
+        def on_error(error: CaptureWriteError) -> None:
+            # From the writer's thread. The loop may be gone when the last flush of a stopped run fails; `close` tells.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._capture_failed, error)
+
+        writer = CaptureWriter(
+            settings.directory,
+            self._header(now_ns),
+            settings=settings.writer,
+            new_id=lambda: self._rng.randbytes(8),
+            on_error=on_error,
+        )
+        recorder = self._recorder = Recorder(
+            writer,
+            self._pipeline,
+            self._sink,
+            self._clock,
+            self._log,
+            delivery=self._delivery,
+            anchor_every_ns=int(settings.anchor_every_s * NS_PER_S),
+            fsync=settings.writer.fsync,
+        )
+        recorder.begin(now_ns)
+        pace = ConnectPace(venue.limits.connects_per_s)
+        for stream, subscription in enumerate(settings.subscriptions):
+            session = Session(
+                venue,
+                subscription,
+                self._rng,
+                stream=stream,
+                url=self._url,
+                settings=settings.session,
+                pace=pace,
+                down_since_ns=down_since_ns,
+            )
+            self._slots.append(
+                Slot(
+                    session,
+                    recorder,
+                    self._pipeline,
+                    self._dial,
+                    self._clock,
+                    self._log,
+                    self._crashed,
+                    self._slot_finished,
+                )
+            )
+        return recorder
+
+    def _header(self, now_ns: int) -> CaptureHeader:
+        subscriptions = self.settings.subscriptions
+        first = subscriptions[0]
+        capture_id = self._rng.randbytes(8)
+        return CaptureHeader(
+            capture_id=capture_id,
+            run_id=capture_id,
+            exchange=self.venue.name,
+            url=self._url,
+            created_ns=now_ns,
+            kcs_version=kcs.__version__,
+            options={
+                "channels": list(dict.fromkeys(name for s in subscriptions for name in s.channels)),
+                "markets": list(dict.fromkeys(name for s in subscriptions for name in s.markets)),
+                "format": first.format,
+                "depth": first.depth,
+                **self.settings.options,
+            },
+        )
+
+    def _arm_duration(self) -> asyncio.TimerHandle | None:
+        duration_s = self.settings.duration_s
+        if duration_s is None:
+            return None
+        return asyncio.get_running_loop().call_later(duration_s, self._end, "duration")
+
+    # While it runs.
+
+    async def _tick_forever(self, recorder: Recorder) -> None:
+        while True:
+            self.tick(recorder, self._clock.now_ns())
+            await asyncio.sleep(self.settings.tick_s)
+
+    def _ticking_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._crashed(error)
+
+    def _capture_failed(self, error: CaptureWriteError) -> None:
+        self._recorder.fail(error)
+        self._end("capture")
+
+    def _crashed(self, error: BaseException) -> None:
+        self._defect = self._defect or error
+        self._log("error", f"a defect in kcs ends the run: {type(error).__name__}: {error}")
+        self._end("defect")
+
+    def _slot_finished(self) -> None:
+        if all(slot.session.finished for slot in self._slots):
+            self._all_finished.set()
+
+    def _end(self, stopped_by: str) -> None:
+        if not self._stop.is_set():
+            self._stopped_by = stopped_by
+            self._stop.set()
+
+    # The end.
+
+    async def _wind_down(self, recorder: Recorder, ticking: asyncio.Task[None]) -> list[SealedCapture]:
+        """Close, seal, drain. Never raises for a broken capture or sink: both are in the result."""
+        await self._close_connections()
+        ticking.cancel()
+        now_ns = self._clock.now_ns()
+        if recorder.failure is None:
+            recorder.tick(now_ns)
+        recorder.finish()
+        sealed, self._drained = await asyncio.gather(self._seal(recorder, now_ns), self._drain())
+        self.ledger.settle(self._sink.acked, self._sink.failed)
+        recorder.write_receipts()
+        return sealed
+
+    async def _close_connections(self) -> None:
+        now_ns = self._clock.now_ns()
+        for slot in self._slots:
+            slot.stop(now_ns)
+        # The transport cuts a peer that does not answer after `close_within_s`; this bound is for a peer's flood.
+        await self._unless_forced(self._all_finished.wait(), self.settings.transport.close_within_s + 1.0)
+        for slot in self._slots:
+            slot.abort()
+        await self._unless_forced(self._all_finished.wait(), 1.0, force=False)
+
+    async def _seal(self, recorder: Recorder, now_ns: int) -> list[SealedCapture]:
+        try:
+            return await asyncio.to_thread(recorder.close_writer, now_ns)
+        except CaptureWriteError as error:
+            recorder.fail(error)
+            return []
+
+    async def _drain(self) -> bool:
+        drained = asyncio.ensure_future(self._sink.drain())
+        done = await self._unless_forced(drained, self.settings.drain_s)
+        if not done:
+            self._log("warning", f"records are still in flight after {self.settings.drain_s:g} s")
+            return False
+        try:
+            drained.result()
+        except KafkaError as error:
+            self._log("error", f"the sink broke down: {error}")
+            return False
+        return True
+
+    async def _unless_forced(self, work: Any, within_s: float, *, force: bool = True) -> bool:
+        """Run `work` until it is done, time is up, or (with `force`) a second stop comes. True when it is done."""
+        task = asyncio.ensure_future(work)
+        forced = asyncio.ensure_future(self._force.wait())
+        waiting = {task, forced} if force else {task}
+        await asyncio.wait(waiting, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        forced.cancel()
+        if task.done():
+            return True
+        task.cancel()
+        return False
+
+    def _result(self, recorder: Recorder, sealed: Sequence[SealedCapture], started_ns: int) -> CollectorResult:
+        now_ns = self._clock.now_ns()
+        sessions = self.sessions
+        failures: dict[str, int] = {}
+        for session in sessions:
+            for slug, count in session.connect_failures.items():
+                failures[slug] = failures.get(slug, 0) + count
+        spoken = {market for session in sessions for market in session.markets}
+        silent = dict.fromkeys(name for session in sessions for name in session.silent_markets(now_ns))
+        return CollectorResult(
+            ledger=self.ledger,
+            captures=tuple(recorder.results(sealed)),
+            stopped_by=self._stopped_by,
+            signal=self._signal,
+            failure=recorder.failure,
+            seconds=(now_ns - started_ns) / NS_PER_S,
+            behind=recorder.behind,
+            drained=self._drained,
+            gaps=sum(session.gaps for session in sessions),
+            reconnects=sum(max(0, session.opens - 1) for session in sessions),
+            connect_failures=failures,
+            silent_markets=tuple(name for name in silent if name not in spoken),
+            rtt_ns=max((s.rtt_ns for s in sessions if s.rtt_ns is not None), default=None),
+        )

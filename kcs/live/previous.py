@@ -1,0 +1,31 @@
+"""Where the last run of an exchange stopped: the end of the newest capture in a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from kcs.capture.reader import CaptureReader
+from kcs.errors import CaptureError
+
+FILES_TRIED_MAX: Final = 8
+"""Newest files looked at until one has a record: a start must not read a whole archive."""
+
+
+def last_record_ns(directory: Path, exchange: str) -> int | None:
+    """Receive time of the last record of the newest capture of the exchange; None when there is none.
+
+    A sealed file answers from its index. What cannot be read is passed over: this is no place to fail a start.
+    """
+    names = [path for pattern in (".zst", ".zst.partial") for path in directory.glob(f"{exchange}-*{pattern}")]
+    for path in sorted(names, key=lambda p: p.name, reverse=True)[:FILES_TRIED_MAX]:
+        try:
+            with CaptureReader(path, strict=False) as reader:
+                if reader.header.exchange != exchange:
+                    continue
+                last_ns = reader.info().last_ns
+        except (CaptureError, OSError):
+            continue
+        if last_ns is not None:
+            return last_ns
+    return None
