@@ -1,0 +1,163 @@
+"""The operating system's side of writing captures: exclusive creation, locks, whole writes, typed errors.
+
+Contract: every failure of the system leaves here as `CaptureWriteError` or `CaptureBusyError` with path, cause and
+remedy. Callers: output, writer and the tools of this package. Sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import Final
+
+from kcs.errors import CaptureBusyError, CaptureError, CaptureWriteError
+
+FILE_MODE: Final = 0o640
+
+_REASONS: Final = {
+    errno.EACCES: ("no permission", "check owner and mode, or choose another directory"),
+    errno.EPERM: ("not permitted", "check owner and mode, or choose another directory"),
+    errno.EROFS: ("the file system is read-only", "choose another directory"),
+    errno.ENOSPC: ("the disk is full", "free space, or capture to another disk; what was written stays readable"),
+    errno.EDQUOT: (
+        "the disk quota is used up",
+        "free space, or capture to another disk; what was written stays readable",
+    ),
+    errno.EFBIG: ("the file may not grow further (file size limit)", "raise `ulimit -f`, or rotate by --max-size"),
+    errno.EEXIST: ("it exists already", "choose another name; nothing is overwritten without --force"),
+    errno.ENOTDIR: ("a part of the path is not a directory", "choose a directory"),
+    errno.EISDIR: ("it is a directory", "name a file"),
+    errno.ENOENT: ("no such directory", "create it first"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter path"),
+    errno.EMFILE: ("too many open files", "raise `ulimit -n`"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk (dmesg)"),
+}
+
+
+def write_error(exc: OSError, path: Path, doing: str) -> CaptureWriteError:
+    """`exc` as the typed error: what was being done, why it failed, what to try."""
+    reason, remedy = _REASONS.get(exc.errno or 0, (exc.strerror or str(exc), ""))
+    error = CaptureWriteError(f"cannot {doing}: {reason}", where=str(path), remedy=remedy)
+    error.__cause__ = exc
+    return error
+
+
+def create_locked(path: Path) -> int:
+    """A new file under an exclusive lock; its descriptor. Raises `CaptureWriteError` when it exists already."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    except OSError as exc:
+        raise write_error(exc, path, "create the capture file") from exc
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(fd)
+        raise write_error(exc, path, "lock the capture file") from exc
+    return fd
+
+
+def assert_not_locked(path: Path) -> None:
+    """Raises `CaptureBusyError` when a collector still writes `path`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise CaptureError(f"cannot open: {exc.strerror}", where=str(path)) from exc
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise CaptureBusyError(
+            "a collector is still writing this capture",
+            where=str(path),
+            remedy="stop it first; it seals the file itself",
+        ) from exc
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte at the descriptor's position. Raises OSError; then an unknown part of `data` is in the file."""
+    written = os.write(fd, data)
+    if written == len(data):
+        return
+    view = memoryview(data)
+    while written < len(data):  # short: a signal, or the last bytes of a full disk
+        written += os.write(fd, view[written:])
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename or creation in `path` last. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class DirectoryLock:
+    """The one collector of an exchange in a directory, and disk space kept for its index.
+
+    The lock file `.{exchange}.lock` stays when released: unlinking it would let two processes hold two locks of one
+    name. While held it contains the holder's pid and the reserve.
+    """
+
+    __slots__ = ("_fd", "path", "reserved_bytes")
+
+    def __init__(self, directory: Path, exchange: str) -> None:
+        """Take it, at once or not at all. Raises `CaptureBusyError`, `CaptureWriteError`."""
+        self.path = directory / f".{exchange}.lock"
+        self.reserved_bytes = 0
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as exc:
+            raise write_error(NotADirectoryError(errno.ENOTDIR, ""), directory, "capture here") from exc
+        except OSError as exc:
+            raise write_error(exc, directory, "create the directory") from exc
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        except OSError as exc:
+            raise write_error(exc, directory, "capture here") from exc
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            holder = os.pread(self._fd, 32, 0).split(b"\n")[0].decode("ascii", "replace")
+            os.close(self._fd)
+            raise CaptureBusyError(
+                f"another collector{f' (process {holder})' if holder.isdigit() else ''} captures {exchange} here",
+                where=str(directory),
+                remedy="stop it, or give this one another directory",
+            ) from exc
+
+    def reserve(self, size: int) -> None:
+        """Have at least `size` bytes set aside. Raises OSError (disk full)."""
+        if size <= self.reserved_bytes:
+            return
+        if self.reserved_bytes == 0:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+        _allocate(self._fd, size)
+        self.reserved_bytes = size
+
+    def give_back(self) -> None:
+        """Free the reserve: the index needs the space now."""
+        os.ftruncate(self._fd, 0)
+        self.reserved_bytes = 0
+
+    def release(self) -> None:
+        """Free reserve and lock; safe to call twice."""
+        if self._fd >= 0:
+            try:
+                os.ftruncate(self._fd, 0)
+            finally:
+                os.close(self._fd)
+                self._fd = -1
+
+
+def _allocate(fd: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+        return
+    end = os.fstat(fd).st_size  # macOS
+    while end < size:
+        end += os.pwrite(fd, bytes(min(size - end, 1 << 20)), end)

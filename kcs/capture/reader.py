@@ -1,0 +1,244 @@
+"""Reads captures: by index when sealed, by walking when not, cut or damaged.
+
+Contract: every record yielded is vouched for by checksums, in file order with ascending numbers; what is missing is
+raised (strict) or listed in `damage` (tolerant). Memory is bounded by one chunk, whatever the file claims. `recv_ns` is
+not sorted. Times in ns since the Unix epoch; ranges are `from_ns <= recv_ns < to_ns`.
+Raises: `NotACaptureError`, `NewerFormatError`, `DamagedCaptureError` (strict), `CaptureError` when the system fails.
+Any thread may use a reader; several iterations at a time are fine, but `damage` is that of the one begun last.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import zstandard
+
+from kcs.capture.format import DESCRIPTOR_BYTES, CaptureHeader, ChunkMeta, Malformed, Newer, decode_json, header_fields
+from kcs.capture.identify import identify, newer
+from kcs.capture.info import CaptureInfo
+from kcs.capture.records import RawRecord, decompress, iter_batches
+from kcs.capture.scan import Chunk, RawFile, Walker, Wanted
+from kcs.capture.tally import Damage, Summary, Tally
+from kcs.errors import CaptureError, DamagedCaptureError, NotACaptureError
+from kcs.model import Kind, Record
+
+__all__ = ["CaptureHeader", "CaptureInfo", "CaptureReader", "Damage", "RawRecord"]
+
+
+class CaptureReader:
+    """One capture file, open for reading. A context manager."""
+
+    def __init__(self, path: Path | str, *, strict: bool = True) -> None:
+        """Open and identify. `strict` False: read whatever is intact and list the rest in `damage`."""
+        self.path = _existing(Path(path))
+        self._fd = _open(self.path)
+        try:
+            self._file = RawFile(self._fd, _regular_size(self._fd, self.path))
+            self._identity = identify(self._file, self.path)
+        except OSError as exc:
+            self.close()
+            raise _system_error(exc, self.path) from exc
+        except BaseException:
+            self.close()
+            raise
+        self._strict = strict
+        self.header: CaptureHeader = self._identity.header
+        self.sealed: bool = self._identity.index is not None
+        self.damage: list[Damage] = list(self._identity.damage)
+        """Damage met so far; complete when an iteration over the whole file has ended."""
+        if self._identity.index_damage is not None:
+            self.damage.append(self._identity.index_damage)
+        if strict and self._identity.damage:
+            self.close()
+            raise self._damaged(self._identity.damage[0])
+
+    def __enter__(self) -> CaptureReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file; safe to call twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # ------------------------------------------------------------ records
+
+    def batches(
+        self, from_ns: int | None = None, to_ns: int | None = None, *, from_number: int = 0
+    ) -> Iterator[list[RawRecord]]:
+        """Lists of (number, kind, stream, recv_ns, payload, fields), never empty, at most 4,096 long, within one chunk.
+
+        Only records with `from_ns <= recv_ns < to_ns` and `number >= from_number`; chunks without any are not read.
+        """
+        low = -1 if from_ns is None else from_ns
+        high = 1 << 64 if to_ns is None else to_ns
+
+        def wanted(meta: ChunkMeta) -> bool:
+            return meta.last_ns >= low and meta.first_ns < high and meta.next_number > from_number
+
+        decompressor = zstandard.ZstdDecompressor()
+        for chunk in self.chunks(wanted):
+            meta = chunk.meta
+            whole = low <= meta.first_ns and meta.last_ns < high and from_number <= meta.first_number
+            done = meta.first_number
+            try:
+                raw = decompress(chunk.stored, meta.raw_bytes, decompressor)
+                for batch in iter_batches(raw, meta.first_number, meta.records):
+                    done = batch[-1][0] + 1 if batch else done
+                    if not whole:
+                        batch = [r for r in batch if low <= r[3] < high and r[0] >= from_number]
+                    if batch:
+                        yield batch
+            except Malformed as exc:  # the checksums match: whoever wrote this was broken, or malicious
+                length = DESCRIPTOR_BYTES + meta.stored_bytes
+                self._on_damage(Damage(chunk.offset, length, str(exc), meta.next_number - done, done))
+            except Newer as exc:
+                raise newer(exc, self.path) from exc
+
+    def records(self, from_ns: int | None = None, to_ns: int | None = None) -> Iterator[Record]:
+        """The same records one by one, as `model.Record`."""
+        for batch in self.batches(from_ns, to_ns):
+            for number, kind, stream, recv_ns, payload, fields in batch:
+                yield Record(number, Kind(kind), stream, recv_ns, payload, fields)
+
+    def chunks(self, wanted: Wanted | None = None) -> Iterator[Chunk]:
+        """The chunks as stored, checksums verified; for tools that move them without decoding."""
+        identity = self._identity
+        self.damage = list(identity.damage)
+        if identity.index_damage is not None and self._strict:
+            raise self._damaged(identity.index_damage)
+        walker = Walker(self._file, self.header.capture_id, identity.start, self._on_damage)
+        try:
+            if identity.index is not None:
+                yield from walker.by_index(identity.index, wanted)
+            else:
+                yield from walker.by_walking(wanted)
+        except Newer as exc:
+            raise newer(exc, self.path) from exc
+        except OSError as exc:
+            raise _system_error(exc, self.path) from exc
+        if identity.index_damage is not None:
+            at_end = identity.index_damage
+            lost = 0 if walker.reached_index else None
+            self.damage.append(Damage(at_end.offset, at_end.length, at_end.what, lost))
+
+    def _on_damage(self, damage: Damage) -> None:
+        if self._strict:
+            raise self._damaged(damage)
+        self.damage.append(damage)
+
+    def _damaged(self, damage: Damage) -> DamagedCaptureError:
+        lost = "unknown" if damage.records_lost is None else str(damage.records_lost)
+        return DamagedCaptureError(
+            f"damaged: {damage.what} (records lost: {lost})",
+            where=f"{self.path}, offset {damage.offset}",
+            remedy=f"kcs recover {self.path} OUT.zst saves every intact record",
+        )
+
+    # ------------------------------------------------------------ info
+
+    def info(self) -> CaptureInfo:
+        """What the file holds: from the summary when sealed, else by reading everything once."""
+        index = self._identity.index
+        if index is not None:
+            try:
+                summary = decode_json(index.summary(), Summary)
+            except Malformed as exc:
+                self._on_damage(Damage(index.offset, self._file.size - index.offset, str(exc), 0))
+            except OSError as exc:
+                raise _system_error(exc, self.path) from exc
+            else:
+                trailer = index.trailer
+                return self._info(summary, trailer.entries, trailer.records, trailer.next_number)
+        tally = Tally()
+        for chunk, batches in self.decoded():
+            tally.add_chunk(chunk.meta)
+            for batch in batches:
+                tally.add_read(batch)
+        return self._info(tally.summary(header_fields(self.header)), tally.chunks, tally.records, tally.next_number)
+
+    def decoded(self) -> Iterator[tuple[Chunk, list[list[RawRecord]]]]:
+        """Chunks together with their records; a chunk that cannot be decoded whole is damage."""
+        decompressor = zstandard.ZstdDecompressor()
+        for chunk in self.chunks():
+            meta = chunk.meta
+            try:
+                raw = decompress(chunk.stored, meta.raw_bytes, decompressor)
+                batches = list(iter_batches(raw, meta.first_number, meta.records))
+            except Malformed as exc:
+                length = DESCRIPTOR_BYTES + meta.stored_bytes
+                self._on_damage(Damage(chunk.offset, length, str(exc), meta.records, meta.first_number))
+                continue
+            except Newer as exc:
+                raise newer(exc, self.path) from exc
+            yield chunk, batches
+
+    def _info(self, summary: Summary, chunks: int, records: int, next_number: int) -> CaptureInfo:
+        header = header_fields(self.header)
+        return CaptureInfo(
+            path=str(self.path),
+            sealed=self.sealed,
+            capture_id=header.capture_id,
+            run_id=header.run_id,
+            sequence=header.sequence,
+            exchange=header.exchange,
+            url=header.url,
+            created_ns=header.created_ns,
+            kcs_version=header.kcs_version,
+            options=header.options,
+            bytes=self._file.size,
+            raw_bytes=summary.raw_bytes,
+            stored_bytes=summary.stored_bytes,
+            chunks=chunks,
+            records=records,
+            next_number=next_number,
+            missing=summary.missing,
+            kinds=summary.kinds,
+            first_ns=summary.first_ns,
+            last_ns=summary.last_ns,
+            streams=summary.streams,
+            gaps=summary.gaps,
+            gap_count=summary.gap_count,
+            reconnects=summary.reconnects,
+            holes=summary.holes,
+            recovered=summary.recovered,
+            damage=tuple(self.damage),
+        )
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the sealed file if `path` is a `.partial` that was sealed meanwhile."""
+    if path.name.endswith(".partial") and not path.exists():
+        sealed = path.with_name(path.name.removesuffix(".partial"))
+        if sealed.exists():
+            return sealed
+    return path
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block here
+    except OSError as exc:
+        raise _system_error(exc, path) from exc
+
+
+def _regular_size(fd: int, path: Path) -> int:
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        raise NotACaptureError(
+            "not a capture: it is a directory", where=str(path), remedy=f"name the files: {path}/*.zst"
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise NotACaptureError("not a capture: not a regular file", where=str(path))
+    return status.st_size
+
+
+def _system_error(exc: OSError, path: Path) -> CaptureError:
+    return CaptureError(f"cannot read: {exc.strerror or exc}", where=str(path))
