@@ -18,6 +18,8 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from kcs.kafka.tally import Tally
 
 COMPRESSION_CODES: Final = {None: 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+BATCH_BYTES_MIN: Final = 1024
+"""No batch is made smaller on purpose."""
 RECORD_OVERHEAD_BYTES: Final = 61 + 21
 """Header of a batch plus the most that varints add to one record."""
 
@@ -36,7 +38,7 @@ class BatchRecord:
 class Batch:
     """A sealed batch of one partition and one capture: what is shipped, retried, split, counted."""
 
-    __slots__ = ("attempts", "builder", "positions", "size", "tally")
+    __slots__ = ("attempts", "builder", "positions", "shipped_s", "size", "tally")
 
     def __init__(self, builder: Any, positions: list[bytes], tally: Tally, attempts: int = 0) -> None:
         builder._relative_offset = len(positions)
@@ -46,6 +48,8 @@ class Batch:
         self.size: int = builder.size()
         self.tally = tally
         self.attempts = attempts
+        self.shipped_s = 0.0
+        """Loop time at which it was handed to the client library."""
 
     def records(self) -> list[BatchRecord]:
         """The records, read back from the bytes; positions come from memory, as headers may be off."""
@@ -62,6 +66,12 @@ class Batch:
             taken = builder._builder.append(index, record.timestamp_ms, record.key, record.value, record.headers)
             assert taken is not None, "a part of a batch fits where the whole did"
         return Batch(builder, [record.position for record in records], self.tally, self.attempts)
+
+    def halves(self, compression: str | None) -> tuple[Batch, Batch]:
+        """Its first and its second half; it needs two records."""
+        records = self.records()
+        middle = len(records) // 2
+        return self.rebuilt(records[:middle], compression), self.rebuilt(records[middle:], compression)
 
 
 def new_builder(batch_bytes_max: int, compression: str | None) -> Any:

@@ -56,6 +56,21 @@ def verdict_of(error: BaseException) -> Verdict:
     return Verdict.UNKNOWN
 
 
+def was_answered(error: BaseException) -> bool:
+    """Whether a broker sent this error as its answer to the batch."""
+    return isinstance(error, errors.BrokerResponseError)
+
+
+def was_judged(error: BaseException) -> bool:
+    """Whether the answer says that this attempt wrote nothing; an unknown failure may come after the writing."""
+    return was_answered(error) and not isinstance(error, errors.UnknownError)
+
+
+def too_large(error: BaseException) -> bool:
+    """Whether the batch, not necessarily a record of it, is too large."""
+    return isinstance(error, (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError))
+
+
 def named(error: BaseException) -> str:
     """The error for a person: the class without its suffix, and what it says."""
     name = type(error).__name__.removesuffix("Error").removesuffix("Exception")

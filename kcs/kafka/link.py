@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError as ClientError
 
 from kcs.errors import KafkaError
 from kcs.kafka.batch import Batch
+from kcs.kafka.quiet import calm
 from kcs.kafka.settings import KafkaSettings, client_options, parse_bootstrap, producer_options
 
 _ABANDON_ROUNDS: Final = 20
@@ -88,6 +89,7 @@ def _resumed(started: Coroutine[Any, Any, Any], waiting_for: Any) -> Generator[A
 
 async def connect(settings: KafkaSettings) -> Link:
     """A started producer within `settings.connect_timeout_s`. Raises KafkaError naming the brokers and what to do."""
+    calm()
     producer = AIOKafkaProducer(
         **client_options(settings),
         **producer_options(settings),

@@ -2,46 +2,47 @@
 
 Until a partition is through, its failed batch counts as flying, so nothing of a higher position is sent on it; other
 partitions go on. Used by `KafkaSink` only; never raises: what cannot be solved now is tried again, more and more
-slowly, with `sink.fault` set where somebody has to act.
+slowly, with `fault` set where somebody has to act.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from kcs.errors import KafkaError
-from kcs.kafka import topics
-from kcs.kafka.batch import Batch
-from kcs.kafka.failures import Verdict, named, verdict_of
+from kcs.kafka.batch import BATCH_BYTES_MIN, Batch
+from kcs.kafka.failures import Verdict, named, too_large, verdict_of, was_answered, was_judged
+from kcs.kafka.marks import POSITION_ORDER, read_mark
 
 if TYPE_CHECKING:
     from kcs.kafka.link import Link
-    from kcs.kafka.sink import KafkaSink, Partition
+    from kcs.kafka.partition import Partition
+    from kcs.kafka.sink import KafkaSink
 
 _PAUSE_MIN_S: Final = 0.1
 _PAUSE_MAX_S: Final = 10.0
 _ALONE_ATTEMPTS: Final = 3
 """How often a record that the broker fails on, for a reason not known to be its content, is sent alone."""
-_POSITION_ORDER: Final = slice(0, 12)
-"""Frame number and event index: what orders the positions of one capture."""
+_ONE_ATTEMPT_S: Final = 0.1
+"""aiokafka waits this long before it repeats a batch: what came back sooner was sent once."""
 _log = logging.getLogger("kcs.kafka")
 
 
 class Recovery:
     """Brings the failed batches of one sink home."""
 
-    __slots__ = ("_blamed", "_lock", "_renewing", "_sink", "_tasks")
+    __slots__ = ("_blamed", "_closing", "_lock", "_renewing", "_sink", "_tasks")
 
     def __init__(self, sink: KafkaSink) -> None:
         self._sink = sink
         self._blamed: dict[Partition, KafkaError] = {}
-        self._lock: asyncio.Lock | None = None
+        self._lock = asyncio.Lock()
         self._renewing: Link | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing: set[asyncio.Task[Any]] = set()
 
     @property
     def fault(self) -> KafkaError | None:
@@ -55,29 +56,27 @@ class Recovery:
 
     def begin(self, part: Partition, batch: Batch, link: Link, error: BaseException) -> None:
         """Take over a partition whose batch failed on `link`."""
-        self.spawn(self._recover(part, batch, link, error))
+        _spawn(self._tasks, self._recover(part, batch, link, error))
 
     def renew_soon(self, link: Link) -> None:
         """Replace a link that still works."""
         if self._renewing is not link:
             self._renewing = link
-            self.spawn(self._renew(link))
+            _spawn(self._tasks, self._renew(link))
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run something beside the sink; `close` waits for it or ends it."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def retire(self, link: Link) -> None:
+        """Close a link that is not used any more."""
+        _spawn(self._closing, link.close())
 
     async def close(self) -> None:
         """End whatever is being tried."""
-        for task in list(self._tasks):
+        for task in self._tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, *self._closing, return_exceptions=True)
 
     async def _recover(self, part: Partition, batch: Batch, link: Link, error: BaseException) -> None:
         verdict = verdict_of(error)
+        once = asyncio.get_running_loop().time() - batch.shipped_s < _ONE_ATTEMPT_S
         where = f"topic {part.topic} partition {part.number}"
         _log.warning("%s: a batch of %d records came back: %s", where, len(batch.positions), named(error))
         if verdict is Verdict.REFUSED:
@@ -87,35 +86,32 @@ class Recovery:
             await asyncio.sleep(_pause_s(batch.attempts))
         batch.attempts += 1
         await self._renew(link)
-        if verdict is not Verdict.CONTENT:
-            await asyncio.sleep(self._sink.settings.settle_s)
-            if await self._was_written(part, batch):
-                return
+        unwritten = verdict is Verdict.CONTENT or (once and was_judged(error))
+        if not unwritten and await self._was_written(part, batch, settle=not (once and was_answered(error))):
+            return
         self._again(part, batch, verdict, error)
 
     def _again(self, part: Partition, batch: Batch, verdict: Verdict, error: BaseException) -> None:
-        """Send an unwritten batch again: in halves if a record of it is at fault, without it if it is the only one."""
+        """Send an unwritten batch again: in halves if a record of it is at fault, not at all if it is the only one."""
         sink = self._sink
-        compression = sink.compression
-        records = batch.records()
         if verdict in (Verdict.REFUSED, Verdict.UNKNOWN):
-            sink.resume(part, batch, [batch.rebuilt(records, compression)])
-        elif len(records) > 1:
-            middle = len(records) // 2
-            halves = [batch.rebuilt(half, compression) for half in (records[:middle], records[middle:])]
+            sink.resume(part, batch, [batch.rebuilt(batch.records(), sink.compression)])
+        elif len(batch.positions) > 1:
+            if too_large(error):
+                part.batch_bytes_max = max(BATCH_BYTES_MIN, min(part.batch_bytes_max, batch.size // 2))
+            halves = batch.halves(sink.compression)
             for half in halves:
                 half.attempts = 0
             sink.resume(part, batch, halves)
         elif verdict is Verdict.MAYBE_CONTENT and batch.attempts < _ALONE_ATTEMPTS:
-            sink.resume(part, batch, [batch.rebuilt(records, compression)])
+            sink.resume(part, batch, [batch.rebuilt(batch.records(), sink.compression)])
         else:
-            sink.lose(part, batch.tally, records[0].position, records[0].key, named(error))
+            record = batch.records()[0]
+            sink.lose(part, batch.tally, record.position, record.key, named(error))
             sink.resume(part, batch, [])
 
     async def _renew(self, failed: Link) -> None:
         """Return when the sink ships over another link than `failed`; tries without limit."""
-        if self._lock is None:
-            self._lock = asyncio.Lock()
         async with self._lock:
             attempts = 0
             while self._sink.link is failed:
@@ -126,41 +122,52 @@ class Recovery:
                     await asyncio.sleep(_pause_s(attempts))
                     attempts += 1
 
-    async def _was_written(self, part: Partition, batch: Batch) -> bool:
-        """Look for the batch above the last offset known to be acked. A batch is written whole or not at all."""
+    async def _was_written(self, part: Partition, batch: Batch, *, settle: bool) -> bool:
+        """Look for the batch above the last offset known to be acked, and count it if it is there.
+
+        A batch is written whole or not at all. `settle`: an earlier attempt may still be under way; let it arrive.
+        """
         sink = self._sink
         if not sink.settings.headers:
-            self._blame(
-                part,
-                KafkaError(
-                    "whether the last batch was written cannot be told without the header 'kcs'",
-                    where=f"topic {part.topic} partition {part.number}",
-                    remedy="run with headers; kcs replay the capture into a new topic",
-                ),
-            )
-            await asyncio.get_running_loop().create_future()  # nothing may follow on this partition
+            await self._stuck(part)
+        if settle:
+            await asyncio.sleep(sink.settings.settle_s)
         attempts = 0
         while True:
             try:
-                mark = await topics.read_mark(
-                    sink.settings, part.topic, part.number, batch.tally.capture_id, floor=part.floor
-                )
+                mark = await read_mark(sink.settings, part.topic, part.number, batch.tally.capture_id, floor=part.floor)
             except KafkaError as error:
                 _log.warning("%s", error)
                 await asyncio.sleep(_pause_s(attempts))
                 attempts += 1
             else:
                 break
-        if mark is None or mark.position[_POSITION_ORDER] < batch.positions[-1][_POSITION_ORDER]:
+        if mark is None or mark.position[POSITION_ORDER] < batch.positions[-1][POSITION_ORDER]:
             return False
         sink.ack(part, batch, mark.offset + 1 - len(batch.positions))
         return True
+
+    async def _stuck(self, part: Partition) -> None:
+        """Without positions in the topic nobody can tell; nothing may follow on this partition."""
+        fault = KafkaError(
+            "whether the last batch was written cannot be told without the header 'kcs'",
+            where=f"topic {part.topic} partition {part.number}",
+            remedy="replay the capture into a new topic; run with headers",
+        )
+        self._blame(part, fault)
+        await asyncio.get_running_loop().create_future()
 
     def _blame(self, part: Partition, fault: KafkaError) -> None:
         if part not in self._blamed:
             _log.error("%s", fault)
         self._blamed[part] = fault
         self._sink.wake()
+
+
+def _spawn(tasks: set[asyncio.Task[Any]], work: Coroutine[Any, Any, Any]) -> None:
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 def _pause_s(attempts: int) -> float:

@@ -17,13 +17,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from struct import Struct
-from typing import Any, Final, Protocol
-
-from aiokafka.partitioner import murmur2
+from typing import Any, Final
 
 from kcs.clock import Clock
 from kcs.errors import KafkaError
@@ -31,62 +28,19 @@ from kcs.kafka import topics
 from kcs.kafka.batch import Batch, new_builder, record_bytes
 from kcs.kafka.failures import LIBRARY_ERRORS
 from kcs.kafka.link import Connect, Link, connect
+from kcs.kafka.partition import Partition, Route, no_builder, partition_of
 from kcs.kafka.recovery import Recovery
 from kcs.kafka.settings import KafkaSettings, producer_options, topic_names
-from kcs.kafka.tally import Delivery, Offsets, Tally
+from kcs.kafka.tally import Delivery, LatencySink, Offsets, Tallies, Tally
 from kcs.sink import HEADER_NAME, POSITION, RECORD_BYTES_MAX, Headers
 
 ID_HEADER: Final = "id"
-_TALLIES_MAX: Final = 1024
+_BROKER_BYTES_MAX: Final = 1_048_588
+"""Kafka's default `message.max.bytes`; a record of `RECORD_BYTES_MAX` with any sane key and headers is below."""
 _SEQUENCE_SOFT_MAX: Final = 2**30
 """aiokafka 0.14 miscounts a partition's sequence beyond 2**31; a fresh producer takes over long before."""
 _RECV_NS: Final = Struct(">12xQ")
 _log = logging.getLogger("kcs.kafka")
-
-
-class LatencySink(Protocol):
-    """Takes latencies in ns, many at once."""
-
-    def record_many(self, latencies_ns: list[int], /) -> Any: ...
-
-
-class Partition:
-    """One partition as the sink sees it: the open batch, those that wait, the one that flies."""
-
-    __slots__ = ("append", "builder", "floor", "flying", "link", "number", "positions", "sent", "topic", "waiting")
-
-    def __init__(self, topic: str, number: int, floor: int) -> None:
-        self.topic = topic
-        self.number = number
-        self.floor = floor
-        """Records of ours that are not acknowledged have this offset or a higher one."""
-        self.builder: Any = None
-        self.append: Callable[..., Any] = _no_builder
-        self.positions: list[bytes] = []
-        self.waiting: deque[Batch] = deque()
-        self.flying: Batch | None = None
-        self.link: Link | None = None
-        self.sent = 0
-        """Records sent over `link`: its sequence number."""
-
-
-class Route:
-    """Handle of `emit`: where the records of one (channel, key) go."""
-
-    __slots__ = ("key", "partition")
-
-    def __init__(self, partition: Partition, key: bytes) -> None:
-        self.partition = partition
-        self.key = key
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """The partition that the Java client's default partitioner picks for a key."""
-    return int(murmur2(key) & 0x7FFFFFFF) % partitions
-
-
-def _no_builder(*_: Any) -> None:
-    """Stands where a partition has no open batch: nothing fits."""
 
 
 class KafkaSink:
@@ -117,8 +71,8 @@ class KafkaSink:
         self._buffered = 0
         self._changed: asyncio.Future[None] | None = None
         self._capture = b""
-        self._tally = Tally(b"")
-        self._tallies: OrderedDict[bytes, Tally] = OrderedDict()
+        self._tallies = Tallies()
+        self._tally = self._tallies.of(b"")
         self._link: Link | None = None
         self._flights: dict[Link, int] = {}
         self._recovery = Recovery(self)
@@ -144,7 +98,7 @@ class KafkaSink:
         link = await self.connector(self.settings)
         try:
             wanted = sorted(set(self._names.values()))
-            self.cluster_id = await topics.ensure(self.settings, wanted, self._clock.now_ns(), oldest_ns)
+            self.cluster_id, created = await topics.ensure(self.settings, wanted, self._clock.now_ns(), oldest_ns)
             self.embedded = topics.is_embedded(self.cluster_id)
             counts = {topic: len(await link.partitions_of(topic)) for topic in wanted}
             for topic, count in (partitions or {}).items():
@@ -153,13 +107,17 @@ class KafkaSink:
                         f"topic {topic} has {counts[topic]} partitions, the capture was written to {count}"
                     )
                 counts[topic] = count if topic in counts else counts[topic]
-            ends = await topics.end_offsets(self.settings, counts)
+            old = {topic: count for topic, count in counts.items() if topic not in created}
+            ends = await topics.end_offsets(self.settings, old)
         except BaseException:
             await link.close()
             raise
         self.adopt(link)
         self._partitions = {
-            topic: [Partition(topic, number, ends[topic, number]) for number in range(count)]
+            topic: [
+                Partition(topic, number, ends.get((topic, number), 0), self.settings.batch_bytes_max)
+                for number in range(count)
+            ]
             for topic, count in counts.items()
         }
 
@@ -212,9 +170,7 @@ class KafkaSink:
                 part.waiting.append(self._seal(part))
                 self._ship_next(part)
         self._capture = capture_id
-        self._tally = self._tallies.setdefault(capture_id, Tally(capture_id))
-        if len(self._tallies) > _TALLIES_MAX:
-            self._tallies.popitem(last=False)
+        self._tally = self._tallies.of(capture_id)
 
     def route(self, channel: str, exchange: str, key: str) -> Route:
         """Where records of this channel and key go. Raises KafkaError for a channel or exchange that is not open."""
@@ -256,15 +212,15 @@ class KafkaSink:
         headers: list[tuple[str, bytes]],
     ) -> None:
         """The record does not fit the open batch, or there is none: begin one. Here large records are seen as well."""
-        if record_bytes(key, value, headers) > RECORD_BYTES_MAX:
+        if len(value) > RECORD_BYTES_MAX or record_bytes(key, value, headers) > _BROKER_BYTES_MAX:
             self._tally.produced += 1
             self._sealed += 1
-            self.lose(part, self._tally, position, key, f"{len(value)} bytes, the most is {RECORD_BYTES_MAX}")
+            self.lose(part, self._tally, position, key, f"its value of {len(value)} bytes is above {RECORD_BYTES_MAX}")
             return
         if part.positions:
             part.waiting.append(self._seal(part))
             self._ship_next(part)
-        part.builder = new_builder(self.settings.batch_bytes_max, self.compression)
+        part.builder = new_builder(part.batch_bytes_max, self.compression)
         part.append = part.builder._builder.append
         part.append(0, timestamp_ms, key, value, headers)
         part.positions.append(position)
@@ -278,7 +234,7 @@ class KafkaSink:
     def _seal(self, part: Partition) -> Batch:
         batch = Batch(part.builder, part.positions, self._tally)
         part.builder = None
-        part.append = _no_builder
+        part.append = no_builder
         part.positions = []
         records = len(batch.positions)
         self._sealed += records
@@ -296,9 +252,19 @@ class KafkaSink:
         if part.flying is not None or self._closed:
             return
         if part.waiting:
-            self._ship(part, part.waiting.popleft())
+            self._ship(part, self._next(part))
         elif part.positions:
             self._ship(part, self._seal(part))
+
+    def _next(self, part: Partition) -> Batch:
+        """The oldest waiting batch, cut to what the broker is known to take."""
+        batch = part.waiting.popleft()
+        while batch.size > part.batch_bytes_max and len(batch.positions) > 1:
+            first, rest = batch.halves(self.compression)
+            self._buffered += first.size + rest.size - batch.size
+            part.waiting.appendleft(rest)
+            batch = first
+        return batch
 
     def _ship(self, part: Partition, batch: Batch) -> None:
         link = self._link
@@ -311,6 +277,7 @@ class KafkaSink:
         if part.sent > _SEQUENCE_SOFT_MAX:
             self._recovery.renew_soon(link)
         self._flights[link] += 1
+        batch.shipped_s = asyncio.get_running_loop().time()
         try:
             acknowledged = link.send(batch, part.topic, part.number)
         except LIBRARY_ERRORS as error:
@@ -391,7 +358,7 @@ class KafkaSink:
 
     def _release(self, link: Link) -> None:
         del self._flights[link]
-        self._recovery.spawn(link.close())
+        self._recovery.retire(link)
 
     # --- what became of them ------------------------------------------------------------------------------------------
 
@@ -411,9 +378,9 @@ class KafkaSink:
 
     def delivery(self, capture_id: bytes | None = None) -> Delivery:
         """What became of one capture's records (default: the current one's); the last 1024 captures are known."""
-        tally = self._tally if capture_id is None else self._tallies.get(capture_id, Tally(capture_id))
-        current = tally is self._tally
-        return tally.delivery(sum(len(part.positions) for part in self._all_partitions()) if current else 0)
+        tally = self._tally if capture_id is None else self._tallies.of(capture_id)
+        unsealed = sum(len(part.positions) for part in self._all_partitions()) if tally is self._tally else 0
+        return tally.delivery(unsealed)
 
     def offsets(self, capture_id: bytes | None = None) -> Offsets:
         """topic -> partition -> (first, last) offset of one capture's acked records (default: the current one's)."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+_CAPTURES_MAX: Final = 1024
 
 Offsets = dict[str, dict[int, tuple[int, int]]]
 """topic -> partition -> (first, last) offset."""
@@ -49,3 +53,27 @@ class Tally:
         """A snapshot; `unsealed` records are taken but not yet counted."""
         offsets = {topic: dict(partitions) for topic, partitions in self.offsets.items()}
         return Delivery(self.capture_id, self.produced + unsealed, self.acked, self.failed, offsets)
+
+
+class Tallies:
+    """The tallies of the newest 1024 captures; a sink sees one capture after the other."""
+
+    __slots__ = ("_tallies",)
+
+    def __init__(self) -> None:
+        self._tallies: OrderedDict[bytes, Tally] = OrderedDict()
+
+    def of(self, capture_id: bytes) -> Tally:
+        """The tally of a capture; an empty one for a capture never seen, or forgotten."""
+        tally = self._tallies.setdefault(capture_id, Tally(capture_id))
+        if len(self._tallies) > _CAPTURES_MAX:
+            self._tallies.popitem(last=False)
+        return tally
+
+
+class LatencySink(Protocol):
+    """Takes latencies in ns, many at once."""
+
+    def record_many(self, latencies_ns: list[int], /) -> Any:
+        """Take them."""
+        ...

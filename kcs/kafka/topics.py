@@ -22,17 +22,13 @@ from kcs.clock import NS_PER_MS
 from kcs.errors import KafkaError
 from kcs.kafka.embedded import CLUSTER_ID_PREFIX
 from kcs.kafka.link import unreachable
+from kcs.kafka.quiet import calm
 from kcs.kafka.settings import KafkaSettings, client_options
-from kcs.sink import HEADER_NAME
 
 FOREVER: Final = {"retention.ms": "-1"}
 _POLL_MS: Final = 1_000
 _READ_STALL_S: Final = 30.0
-_MARK_WINDOW_MIN: Final = 1_000
-_MARK_WINDOW_MAX: Final = 64_000
 _REPLICATION_DEFAULT: Final = -1
-_POSITION_END: Final = 28
-"""The header `kcs` is a capture id (8 bytes) and a position (20 bytes)."""
 _log = logging.getLogger("kcs.kafka")
 
 
@@ -49,14 +45,6 @@ class TopicRecord:
     headers: tuple[tuple[str, bytes], ...]
 
 
-@dataclass(slots=True, frozen=True)
-class Mark:
-    """The newest record of a capture on a partition: `position` is 20 bytes, see `kcs.sink.POSITION`."""
-
-    position: bytes
-    offset: int
-
-
 def is_embedded(cluster_id: str) -> bool:
     """Whether this is the embedded broker: no admin calls, topics appear by themselves."""
     return cluster_id.startswith(CLUSTER_ID_PREFIX)
@@ -65,16 +53,18 @@ def is_embedded(cluster_id: str) -> bool:
 # --- making and checking ----------------------------------------------------------------------------------------------
 
 
-async def ensure(settings: KafkaSettings, topics: Iterable[str], now_ns: int, oldest_ns: int | None = None) -> str:
-    """Make the missing topics and check the others; returns the cluster id.
+async def ensure(
+    settings: KafkaSettings, topics: Iterable[str], now_ns: int, oldest_ns: int | None = None
+) -> tuple[str, set[str]]:
+    """Make the missing topics and check the others; returns the cluster id and the topics that were made.
 
     On the embedded broker nothing needs making. Raises KafkaError where a topic cannot be made, or (with
     `retention_forever`) where an existing one would drop records as old as `oldest_ns` at once.
     """
-    async with _admin(settings) as admin:
+    async with admin_client(settings) as admin:
         cluster_id = str((await admin.describe_cluster())["cluster_id"])
         if is_embedded(cluster_id):
-            return cluster_id
+            return cluster_id, set()
         existing = set(await admin.list_topics())
         wanted = sorted(set(topics))
         missing = [topic for topic in wanted if topic not in existing]
@@ -83,12 +73,12 @@ async def ensure(settings: KafkaSettings, topics: Iterable[str], now_ns: int, ol
         present = [topic for topic in wanted if topic in existing]
         if present:
             await _check_configs(settings, admin, present, now_ns - oldest_ns if oldest_ns is not None else None)
-        return cluster_id
+        return cluster_id, set(missing)
 
 
 async def cluster_id(settings: KafkaSettings) -> str:
     """The id of the cluster at `settings.bootstrap`."""
-    async with _admin(settings) as admin:
+    async with admin_client(settings) as admin:
         return str((await admin.describe_cluster())["cluster_id"])
 
 
@@ -144,7 +134,8 @@ def _check_topic(settings: KafkaSettings, topic: str, configs: Mapping[str, str]
 
 
 @contextlib.asynccontextmanager
-async def _admin(settings: KafkaSettings) -> AsyncIterator[Any]:
+async def admin_client(settings: KafkaSettings) -> AsyncIterator[Any]:
+    """aiokafka's admin client, connected; its errors leave the block as KafkaError."""
     admin = AIOKafkaAdminClient(**client_options(settings))
     try:
         await _started(settings, admin.start())
@@ -158,6 +149,7 @@ async def _admin(settings: KafkaSettings) -> AsyncIterator[Any]:
 
 
 async def _started(settings: KafkaSettings, start: Any) -> None:
+    calm()
     try:
         async with asyncio.timeout(settings.connect_timeout_s):
             await start
@@ -171,14 +163,16 @@ async def _started(settings: KafkaSettings, start: Any) -> None:
 async def end_offsets(settings: KafkaSettings, counts: Mapping[str, int]) -> dict[tuple[str, int], int]:
     """(topic, partition) to the offset that its next record will get."""
     asked = [TopicPartition(topic, number) for topic, count in counts.items() for number in range(count)]
-    async with _consumer(settings) as consumer:
+    if not asked:
+        return {}
+    async with consumer_client(settings) as consumer:
         consumer.assign(asked)
         return {(tp.topic, tp.partition): offset for tp, offset in (await consumer.end_offsets(asked)).items()}
 
 
 async def partition_counts(settings: KafkaSettings, topics: Iterable[str]) -> dict[str, int]:
     """Partition counts of topics that exist; a topic that does not is left out."""
-    async with _admin(settings) as admin:
+    async with admin_client(settings) as admin:
         existing = sorted(set(topics) & set(await admin.list_topics()))
         described = await admin.describe_topics(existing) if existing else []
         return {topic["topic"]: len(topic["partitions"]) for topic in described}
@@ -195,51 +189,17 @@ async def read_topics(settings: KafkaSettings, topics: Iterable[str]) -> AsyncGe
         if topic not in counts:
             raise KafkaError("there is no such topic", where=f"topic {topic} at {settings.bootstrap}")
     asked = [TopicPartition(topic, number) for topic in wanted for number in range(counts[topic])]
-    async with _consumer(settings) as consumer:
+    async with consumer_client(settings) as consumer:
         consumer.assign(asked)
         starts = await consumer.beginning_offsets(asked)
         ends = await consumer.end_offsets(asked)
         ranges = {tp: (starts[tp], ends[tp]) for tp in asked}
-        async with contextlib.aclosing(_ranges(settings, consumer, ranges)) as records:
+        async with contextlib.aclosing(read_ranges(settings, consumer, ranges)) as records:
             async for record in records:
                 yield record
 
 
-async def read_mark(
-    settings: KafkaSettings, topic: str, partition: int, capture_id: bytes, *, floor: int = 0
-) -> Mark | None:
-    """The newest record of a capture on a partition, at offset `floor` or above; read backwards from the end.
-
-    Records are written in position order on a partition, so everything up to the mark is there. None: there is none.
-    """
-    tp = TopicPartition(topic, partition)
-    async with _consumer(settings) as consumer:
-        consumer.assign([tp])
-        high = (await consumer.end_offsets([tp]))[tp]
-        lowest = max(floor, (await consumer.beginning_offsets([tp]))[tp])
-        window = _MARK_WINDOW_MIN
-        while high > lowest:
-            low = max(lowest, high - window)
-            mark = await _newest(settings, consumer, tp, low, high, capture_id)
-            if mark is not None:
-                return mark
-            high, window = low, min(window * 4, _MARK_WINDOW_MAX)
-    return None
-
-
-async def _newest(
-    settings: KafkaSettings, consumer: Any, tp: TopicPartition, low: int, high: int, capture_id: bytes
-) -> Mark | None:
-    newest = None
-    async with contextlib.aclosing(_ranges(settings, consumer, {tp: (low, high)})) as records:
-        async for record in records:
-            for name, content in record.headers:
-                if name == HEADER_NAME and content[:8] == capture_id and len(content) == _POSITION_END:
-                    newest = Mark(content[8:], record.offset)
-    return newest
-
-
-async def _ranges(
+async def read_ranges(
     settings: KafkaSettings, consumer: Any, ranges: Mapping[TopicPartition, tuple[int, int]]
 ) -> AsyncGenerator[TopicRecord, None]:
     """Records of offset ranges (first, one past the last) of assigned partitions."""
@@ -271,7 +231,8 @@ async def _ranges(
 
 
 @contextlib.asynccontextmanager
-async def _consumer(settings: KafkaSettings) -> AsyncIterator[Any]:
+async def consumer_client(settings: KafkaSettings) -> AsyncIterator[Any]:
+    """aiokafka's consumer without a group, connected; its errors leave the block as KafkaError."""
     consumer = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False, auto_offset_reset="earliest")
     try:
         await _started(settings, consumer.start())
