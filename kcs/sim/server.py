@@ -21,7 +21,7 @@ from websockets.datastructures import Headers
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
-from websockets.protocol import OPEN, SEND_EOF
+from websockets.protocol import CONNECTING, OPEN, SEND_EOF
 from websockets.server import ServerProtocol
 
 from kcs.clock import NS_PER_S, Clock
@@ -36,7 +36,7 @@ SLICE_S: Final = 0.001
 _SLICE_FRAMES_MAX: Final = 256
 """After this many frames of backlog the loop gets a turn, so that pings and subscriptions are still answered."""
 _REQUEST_BYTES_MAX: Final = 1 << 20
-_LINGER_S: Final = 1.0
+_LINGER_S: Final = 3.0
 """How long a client may take to answer a close frame."""
 _MARKET_LIST_PATH: Final = "/v1/market/all"
 
@@ -152,12 +152,8 @@ class _Client(asyncio.Protocol):
             self._protocol.send_close(code, reason)
             self._write()
             self._linger()
-        else:
+        elif self._protocol.state is CONNECTING:
             self._transport.close()
-
-    def abort(self) -> None:
-        """End the connection at once."""
-        self._transport.abort()
 
     def _perform(self, actions: list[Action]) -> None:
         protocol, server = self._protocol, self._server
@@ -206,6 +202,7 @@ class SimServer:
         self._clients: dict[_Client, None] = {}
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_ns = FOREVER
         self._ended = asyncio.Event()
         self.clients_total = self.frames_sent = self.bytes_sent = 0
         self.slow_consumers = self.http_requests = 0
@@ -253,18 +250,15 @@ class SimServer:
         await self._ended.wait()
 
     async def aclose(self) -> None:
-        """Stop listening, close every client with 1001 and wait for them, at most a second. May be called twice."""
+        """Stop listening, close every client with 1001 and wait for them, at most 3 s. May be called twice."""
         if self._timer is not None:
             self._timer.cancel()
         if self._listener is not None:
             self._listener.close()
-        await self._dismiss(1001, "going away")
         self._ended.set()
-
-    async def _dismiss(self, code: int, reason: str) -> None:
         clients = list(self._clients)
         for client in clients:
-            client.close(code, reason)
+            client.close(1001, "going away")
         for client in clients:
             await client.ended.wait()
 
@@ -302,18 +296,18 @@ class SimServer:
         return 0 if reached or settings.duration_ns is None else self.exchange.start_ns + settings.duration_ns
 
     def _schedule(self) -> None:
-        """Set the timer for the next slice."""
+        """Set the timer for the next slice, or make it earlier; never later, or one client could hold up all others."""
         if self._ended.is_set():
+            return
+        due_ns = min((client.next_due_ns for client in self._clients), default=FOREVER)
+        due_ns = min(due_ns, self._ends_ns() if self.exchange.ended else self.exchange.next_due_ns)
+        if due_ns == FOREVER or (self._timer is not None and self._timer_due_ns <= due_ns):
             return
         if self._timer is not None:
             self._timer.cancel()
-        due_ns = min((client.next_due_ns for client in self._clients), default=FOREVER)
-        due_ns = min(due_ns, self._ends_ns() if self.exchange.ended else self.exchange.next_due_ns)
-        if due_ns == FOREVER:
-            self._timer = None
-            return
         ahead_ns = due_ns - self._clock.now_ns()
         delay_s = max(SLICE_S, ahead_ns / NS_PER_S) if ahead_ns > -NS_PER_S // 1000 else 0.0
+        self._timer_due_ns = due_ns
         self._timer = self.loop.call_later(delay_s, self._slice)
 
 

@@ -158,11 +158,10 @@ class UpbitExchange:
         self._candles[feed.state.index].append((connection, feed))
 
     def _forget(self, connection: UpbitConnection) -> None:
+        # New lists: this may happen while `_publish` walks the old ones, and nobody else may miss the frame at hand.
         for per_market in self._interest:
-            for listeners in per_market:
-                listeners[:] = [entry for entry in listeners if entry[0] is not connection]
-        for feeds in self._candles:
-            feeds[:] = [entry for entry in feeds if entry[0] is not connection]
+            per_market[:] = [[entry for entry in listeners if entry[0] is not connection] for listeners in per_market]
+        self._candles = [[entry for entry in feeds if entry[0] is not connection] for feeds in self._candles]
 
 
 class UpbitConnection:
