@@ -49,12 +49,17 @@ class UsageError(KcsError):
 
 
 class UnknownNameError(UsageError):
-    """A name that does not exist, with the closest ones that do."""
+    """A name that does not exist, with the closest ones that do. `suggestion`: the caller knows which one was meant."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, where: str = "") -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], *, where: str = "", suggestion: str | None = None
+    ) -> None:
         choices = sorted(known)
-        near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5) or difflib.get_close_matches(
-            name.upper(), choices, n=1, cutoff=0.5
+        near = (
+            [suggestion]
+            if suggestion
+            else difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+            or difflib.get_close_matches(name.upper(), choices, n=1, cutoff=0.5)
         )
         hint = f"did you mean {near[0]!r}?" if near else ""
         listing = f"known: {', '.join(choices[:12])}{', ...' if len(choices) > 12 else ''}" if choices else ""
@@ -113,7 +118,7 @@ class FrameIgnored(Exception):
 
 
 class FrameRejected(Exception):
-    """The frame is not what the venue documents. `args[0]`: the reason, a short slug; `args[1]`: a detail or nothing."""
+    """The frame is not what the venue documents. `args[0]`: the reason, a short slug; `args[1]`: a detail, if any."""
 
     @property
     def reason(self) -> str:

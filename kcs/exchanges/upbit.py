@@ -57,8 +57,8 @@ _Market = Annotated[str, Meta(min_length=1, max_length=64)]
 _Side = Literal["ASK", "BID"]
 
 
-# The wire types: only the keys that are used; the decoder skips all others. msgspec does not rename inherited fields, so
-# the short spelling repeats them.
+# The wire types: only the keys that are used; the decoder skips all others. (msgspec does not rename inherited
+# fields, so the short spelling repeats them.)
 
 
 class _Trade(Struct, frozen=True, gc=False, tag_field="type", tag="trade"):
@@ -169,8 +169,6 @@ class _ErrorBody(Struct, frozen=True, gc=False):
 
 _decode_long: Final = msgspec.json.Decoder(_Long).decode
 _decode_short: Final = msgspec.json.Decoder(_Short).decode
-_decode_long_list: Final = msgspec.json.Decoder(list[_Long]).decode
-_decode_short_list: Final = msgspec.json.Decoder(list[_Short]).decode
 _decode_probe: Final = msgspec.json.Decoder(_Probe).decode
 _decode_elements: Final = msgspec.json.Decoder(list[Raw]).decode
 _decode_error: Final = msgspec.json.Decoder(_ErrorBody).decode
@@ -178,8 +176,8 @@ _decode_error: Final = msgspec.json.Decoder(_ErrorBody).decode
 _DECODE_BY_HEAD: Final[dict[bytes, Callable[[bytes], Any]]] = {
     b'{"type': _decode_long,
     b'{"ty":': _decode_short,
-    b'[{"typ': _decode_long_list,
-    b'[{"ty"': _decode_short_list,
+    b'[{"typ': msgspec.json.Decoder(list[_Long]).decode,
+    b'[{"ty"': msgspec.json.Decoder(list[_Short]).decode,
 }
 """Upbit writes the type first and no blanks, so six bytes choose the decoder. Anything else goes the thorough way."""
 
@@ -329,15 +327,13 @@ def check_market(code: str) -> None:
     """Raises UnknownNameError, with the near spelling, for a code that cannot be an Upbit market."""
     if not _possible(code):
         near = near_pair(code, QUOTES, _possible)
-        raise UnknownNameError("market", code, [near] if near else UPBIT.default_markets, where="upbit")
+        raise UnknownNameError("market", code, UPBIT.default_markets, where="upbit", suggestion=near)
 
 
 def _possible(code: str) -> bool:
     """True for QUOTE-BASE with a quote of Upbit's; nothing is priced in itself and KRW is no base."""
-    if not _CODE.fullmatch(code):
-        return False
-    quote, base = code.split("-")
-    return base not in (quote, "KRW")
+    quote, _, base = code.partition("-")
+    return _CODE.fullmatch(code) is not None and base not in (quote, "KRW")
 
 
 def subscribe(subscription: Subscription, ticket: str) -> list[str]:
@@ -378,13 +374,12 @@ def _checked_markets(markets: Sequence[str]) -> list[str]:
 
 def _checked_channels(channels: Sequence[str]) -> list[str]:
     """The channels once each, in the order given."""
-    unique = list(dict.fromkeys(channels))
-    if not unique:
+    if not channels:
         raise UsageError("no channel to subscribe to", where="upbit", remedy=f"--channel {','.join(CHANNELS)}")
-    for channel in unique:
+    for channel in channels:
         if channel not in CHANNELS:
             raise UnknownNameError("channel", channel, CHANNELS, where="upbit")
-    return unique
+    return list(dict.fromkeys(channels))
 
 
 UPBIT: Final = Venue(
