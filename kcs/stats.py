@@ -70,6 +70,16 @@ class Ledger:
         self.failed = failed
         self.in_flight = self.produced - acked - failed
 
+    def add(self, other: Ledger) -> None:
+        """Add another run's counts: several exchanges in one process."""
+        for name in self.__dataclass_fields__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, dict):
+                for reason, number in theirs.items():
+                    mine[reason] = mine.get(reason, 0) + number
+            else:
+                setattr(self, name, mine + theirs)
+
     def imbalances(self) -> list[str]:
         """The equations that do not hold; empty when the ledger balances."""
         ignored, rejected = sum(self.ignored.values()), sum(self.rejected.values())

@@ -33,9 +33,10 @@ def put_json(value: Any) -> None:
 
 
 def put_lines(lines: Iterable[str]) -> None:
-    """Text on stdout."""
+    """Text on stdout, at once: another program may wait for it."""
     for line in lines:
         print(line)
+    sys.stdout.flush()
 
 
 def table(rows: Iterable[tuple[str, str]], *, title: str = "") -> None:

@@ -9,7 +9,7 @@ makes the replay late, and the lateness is reported. Knows no Kafka and no live.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +27,9 @@ from kcs.stats import LatencyHistogram, Ledger
 
 SLICE_FRAMES: Final = 256
 """Frames fed at full speed before the event loop gets its turn: well under a millisecond of work."""
+
+STOP_GRACE_S: Final = 10.0
+"""How long an interrupted replay waits for the sink."""
 
 _FRAME_KINDS: Final = frozenset((int(Kind.TEXT), int(Kind.BINARY)))
 
@@ -140,7 +143,7 @@ class _Player:
         to_ns = self.plan.to_ns
         return to_ns is not None and bool(run) and min(record[3] for record in run) >= to_ns
 
-    async def play(self, on_progress: Callable[[Progress], None] | None) -> list[Played]:
+    async def play(self, on_progress: Callable[[Progress], None] | None) -> None:
         current: _Line | None = None
         for tape, run in merged(self.plan.sources):
             line = self.lines.get(tape.source.capture_id)
@@ -154,6 +157,9 @@ class _Player:
                 on_progress(Progress(self.frames, self.last_ns))
             if self.stopped or self._past_end(run):
                 break
+
+    def played(self) -> list[Played]:
+        """What became of each file; closes them."""
         return [line.played() for line in self.lines.values()]
 
 
@@ -276,6 +282,30 @@ class _Line:
         )
 
 
+async def _until_stopped(work: Coroutine[Any, Any, None], stop: asyncio.Event | None) -> None:
+    """Await `work`; once `stop` is set it has `STOP_GRACE_S` to end by itself, then it is cancelled where it waits.
+
+    A frame is fed between two awaits, so cancelling never splits one.
+    """
+    task = asyncio.ensure_future(work)
+    if stop is None:
+        await task
+        return
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            await asyncio.wait({task}, timeout=STOP_GRACE_S)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
+    finally:
+        stopping.cancel()
+        task.cancel()
+
+
 async def replay(
     plan: Plan,
     sink: Sink,
@@ -289,7 +319,8 @@ async def replay(
     """Push the captures through; returns when the sink has acknowledged everything or given up on it.
 
     Raises CaptureError for files that cannot be opened and KafkaError from the sink. Damage inside a file does not
-    raise: it is counted in `ledger.unread`. Setting `stop` ends the replay after the frame at hand.
+    raise: it is counted in `ledger.unread`. Setting `stop` ends the replay after the frame at hand;
+    what the sink has not acknowledged `STOP_GRACE_S` later is reported as in flight.
     """
     pacer = Pacer(plan.speed, clock, sleep) if plan.speed is not None else None
     started_ns = clock.monotonic_ns()
@@ -303,7 +334,8 @@ async def replay(
             pacer = Pacer(plan.speed or Fraction(1), clock, sleep)
             pacer.lateness = lateness
         player = _Player(plan, sink, ledger, pacer, stop)
-        played = await player.play(on_progress)
+        await _until_stopped(player.play(on_progress), stop)
+        played = player.played()
         if player.first_ns is not None:
             first_ns = player.first_ns
             recorded_ns += player.last_ns - first_ns
@@ -311,7 +343,7 @@ async def replay(
         if interrupted:
             break
     fed_ns = clock.monotonic_ns()
-    await sink.drain()
+    await _until_stopped(sink.drain(), stop)
     seconds = (clock.monotonic_ns() - started_ns) / NS_PER_S
     feed_s = (fed_ns - started_ns) / NS_PER_S
     ledger.settle(sink.acked, sink.failed)

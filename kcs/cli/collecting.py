@@ -1,0 +1,233 @@
+"""One live run behind `kcs live`, `kcs capture` and `kcs demo`: collectors, their sinks, signals, the report.
+
+Each exchange has a collector and a sink of its own; they share the loop, the clock and the latency histogram.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from random import SystemRandom
+
+from kcs.capture.writer import WriterSettings
+from kcs.cli.report import RunReport
+from kcs.cli.running import measured
+from kcs.cli.sinks import LIVE_TOPIC, open_sink
+from kcs.cli.terminal import Bar, progress, say
+from kcs.clock import Clock, SystemClock
+from kcs.config import Config
+from kcs.errors import UnknownNameError, UsageError
+from kcs.exchanges import Subscription, Venue, venue
+from kcs.live.collector import Collector, CollectorResult, CollectorSettings
+from kcs.live.receipt import DeliveryInfo
+from kcs.sink import Sink
+from kcs.stats import LatencyHistogram, Ledger
+
+SHOW_EVERY_S = 0.25
+
+
+async def collect(verb: str, sink_kind: str, config: Config, *, quiet: bool = False) -> RunReport:
+    """Run until the duration, a signal or a failure. Raises KcsError for what stops it from beginning."""
+    clock, latency = SystemClock(), LatencyHistogram()
+    jobs = [(place, _settings(place, config)) for place in (venue(name) for name in config.exchange)]
+    async with AsyncExitStack() as stack:
+        collectors = []
+        for place, settings in jobs:
+            sink = await stack.enter_async_context(
+                open_sink(
+                    sink_kind,
+                    config,
+                    exchanges=[place.name],
+                    clock=clock,
+                    template=LIVE_TOPIC,
+                    latency=latency,
+                    channels=config.channel,
+                )
+            )
+            collectors.append(_collector(place, settings, sink, clock))
+        total = config.duration_s
+        with _stopping(collectors), measured(clock) as meters, progress(verb, total, quiet=quiet) as bar:
+            async with _shown(bar, collectors, clock):
+                results = await _run_all(collectors)
+    return _report(verb, results, meters.gc.report(), meters.loop.report_ms(), latency)
+
+
+def _settings(place: Venue, config: Config) -> CollectorSettings:
+    """Checks names first: a wrong one must not cost a connection. Raises UnknownNameError, ConfigError."""
+    for channel in config.channel:
+        if channel not in place.channels:
+            raise UnknownNameError("channel", channel, place.channels, where=place.name)
+    for market in config.market:
+        if "*" in market or market == "all":
+            raise UsageError(
+                f"market pattern {market!r}: the venue's market list is not fetched",
+                where=place.name,
+                remedy="name the markets: --market KRW-BTC,KRW-ETH",
+            )
+        place.check_market(market)
+    wire_format = config.format or place.formats[0]
+    if wire_format not in place.formats:
+        raise UnknownNameError("format", wire_format, place.formats, where=place.name)
+    if config.depth is not None and config.depth not in place.depths:
+        raise UnknownNameError("depth", str(config.depth), [str(depth) for depth in place.depths], where=place.name)
+    for name in config.url:
+        venue(name)
+    subscription = Subscription(config.channel, config.market or place.default_markets, wire_format, config.depth)
+    return CollectorSettings(
+        directory=Path(config.capture),
+        subscriptions=(subscription,),
+        url=config.url.get(place.name),
+        writer=WriterSettings(
+            flush_ns=config.flush_ns,
+            size_max=config.max_size_bytes,
+            age_max_ns=config.max_age_ns,
+            fsync=config.fsync,
+        ),
+        duration_s=config.duration_s,
+        drain_s=config.drain_s,
+    )
+
+
+def _collector(place: Venue, settings: CollectorSettings, sink: Sink, clock: Clock) -> Collector:
+    return Collector(
+        place,
+        settings,
+        sink=sink,
+        clock=clock,
+        rng=SystemRandom(),
+        log=lambda level, text: say(f"kcs: {place.name}: {text}"),
+        delivery=_delivery(sink),
+    )
+
+
+def _delivery(sink: Sink) -> DeliveryInfo | None:
+    """Only a real Kafka keeps what it acknowledges; for the embedded broker there is nothing to recover."""
+    from kcs.sink import NullSink
+
+    if isinstance(sink, NullSink):
+        return None
+    from kcs.kafka.sink import KafkaSink
+
+    if not isinstance(sink, KafkaSink) or sink.embedded:
+        return None
+    return DeliveryInfo(
+        cluster_id=sink.cluster_id,
+        template=sink.settings.template,
+        headers=sink.settings.headers,
+        partitions=sink.partitions(),
+        state=sink.delivery,
+    )
+
+
+async def _run_all(collectors: Sequence[Collector]) -> list[CollectorResult]:
+    """All to their ends; when one breaks down, the others are stopped and sealed before its error is raised."""
+    tasks = [asyncio.ensure_future(collector.run()) for collector in collectors]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for collector, task in zip(collectors, tasks, strict=True):
+        if not task.done():
+            collector.request_stop()
+    await asyncio.wait(tasks)
+    return [task.result() for task in tasks]
+
+
+@contextmanager
+def _stopping(collectors: Sequence[Collector]) -> Iterator[None]:
+    """SIGINT and SIGTERM end the run cleanly; the second one no longer waits for acks."""
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        for collector in collectors:
+            collector.request_stop(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, int(number))
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def _shown(bar: Bar, collectors: Sequence[Collector], clock: Clock) -> AsyncIterator[None]:
+    """The status line: what came, how fast, and what Kafka still owes."""
+
+    async def show() -> None:
+        started_ns, before, before_ns = clock.monotonic_ns(), 0, clock.monotonic_ns()
+        while True:
+            await asyncio.sleep(SHOW_EVERY_S)
+            now_ns = clock.monotonic_ns()
+            received = sum(collector.ledger.received for collector in collectors)
+            behind = sum(collector.ledger.behind for collector in collectors)
+            rate = (received - before) * 1e9 / max(1, now_ns - before_ns)
+            text = f"{received:,} frames, {rate:,.0f}/s" + (f", {behind:,} behind" if behind else "")
+            bar.update((now_ns - started_ns) / 1e9, text)
+            before, before_ns = received, now_ns
+
+    task = asyncio.ensure_future(show())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _report(
+    verb: str,
+    results: Sequence[CollectorResult],
+    gc: object,
+    loop_lag: dict[str, float | int | None],
+    latency: LatencyHistogram,
+) -> RunReport:
+    from kcs.stats import GcReport
+
+    assert isinstance(gc, GcReport)
+    ledger, notes = Ledger(), []
+    for result in results:
+        result.ledger.check()
+        ledger.add(result.ledger)
+        if result.silent_markets:
+            notes.append(f"nothing came from {', '.join(result.silent_markets)}: do these markets exist?")
+        if result.connect_failures:
+            counts = ", ".join(f"{slug} {number}" for slug, number in sorted(result.connect_failures.items()))
+            notes.append(f"connection attempts that failed: {counts}")
+        if result.gaps:
+            notes.append(f"{result.gaps} gaps: data of these windows may be missing at the venue's side")
+    captures = [
+        {
+            "path": str(capture.path),
+            "id": capture.capture_id.hex(),
+            "digest": capture.digest,
+            "receipt": None if capture.receipt is None else str(capture.receipt),
+        }
+        for result in results
+        for capture in result.captures
+    ]
+    return RunReport(
+        verb=verb,
+        seconds=max(result.seconds for result in results),
+        ledger=ledger,
+        captures=captures,
+        digest=results[0].digest if len(results) == 1 else None,
+        reconnects=sum(result.reconnects for result in results),
+        catch_ups=0,
+        ack_latency=latency,
+        gc=gc,
+        loop_lag=loop_lag,
+        interrupted=any(result.signal == signal.SIGINT for result in results),
+        failed=_failure(results),
+        notes=notes,
+    )
+
+
+def _failure(results: Sequence[CollectorResult]) -> str | None:
+    for result in results:
+        if result.failure is not None:
+            return f"the capture failed: {result.failure}"
+        if result.connect_failures and not result.ledger.received:
+            return "no connection to the venue came about"
+    return None

@@ -1,0 +1,147 @@
+"""`kcs live` and `kcs capture`: collect from exchanges, capture every raw frame, and (live) produce to Kafka."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kcs.cli import options
+from kcs.cli.terminal import put_json, say, table
+from kcs.config import Config, load, parse_pairs, split_names
+
+Exchange = Annotated[list[str] | None, typer.Option("--exchange", help="Repeatable or comma separated. [upbit]")]
+Channel = Annotated[list[str] | None, typer.Option("--channel", help="trade, orderbook, ticker. [all three]")]
+Market = Annotated[list[str] | None, typer.Option("--market", help="As the venue spells it: KRW-BTC. [the busiest]")]
+Url = Annotated[list[str] | None, typer.Option("--url", metavar="EXCHANGE=URL", help="Point a venue elsewhere.")]
+Directory = Annotated[Path | None, typer.Option("--capture", metavar="DIR", help="Directory of captures. [captures]")]
+Format = Annotated[str | None, typer.Option("--format", help="Wire format of the venue. [the venue's default]")]
+Depth = Annotated[int | None, typer.Option("--depth", help="Order book levels to ask for. [the venue's default]")]
+Duration = Annotated[str | None, typer.Option("--duration", help="Stop after this time (30s, 10m). [never]")]
+Flush = Annotated[str | None, typer.Option("--flush", help="A kill -9 costs at most this much of data. [250ms]")]
+MaxSize = Annotated[str | None, typer.Option("--max-size", help="Begin a new file at this size. [1GiB]")]
+MaxAge = Annotated[str | None, typer.Option("--max-age", help="Begin a new file at this age. [1h]")]
+Fsync = Annotated[bool, typer.Option("--fsync", help="fsync each flush: a power cut costs no more than a kill.")]
+Drain = Annotated[str | None, typer.Option("--drain", help="How long to wait for acks when stopping. [10s]")]
+FailOnGaps = Annotated[bool, typer.Option("--fail-on-gaps", help="Gaps of the venue make exit code 3.")]
+
+
+def live(
+    exchange: Exchange = None,
+    channel: Channel = None,
+    market: Market = None,
+    bootstrap: options.Bootstrap = None,
+    capture: Directory = None,
+    url: Url = None,
+    format_: Format = None,
+    depth: Depth = None,
+    duration: Duration = None,
+    topic: options.Topic = None,
+    partitions: options.Partitions = None,
+    replication: options.Replication = None,
+    x: options.Property = None,
+    no_headers: options.NoHeaders = False,
+    flush: Flush = None,
+    max_size: MaxSize = None,
+    max_age: MaxAge = None,
+    fsync: Fsync = False,
+    drain: Drain = None,
+    fail_on_gaps: FailOnGaps = False,
+    config: options.ConfigFile = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> int:
+    """Collect, capture, produce. Every raw frame goes to a capture file first, then through the parser into Kafka.
+
+    Ctrl-C stops reading, flushes, seals the capture and prints the ledger. Bare `kcs live` takes the busiest markets of
+    Upbit and the embedded broker.
+    """
+    settings = load(
+        {
+            "exchange": split_names(exchange or []),
+            "channel": split_names(channel or []),
+            "market": split_names(market or []),
+            "bootstrap": bootstrap,
+            "capture": None if capture is None else str(capture),
+            "url": parse_pairs(url, "--url") if url else None,
+            "format": format_,
+            "depth": depth,
+            "duration": duration,
+            "topic": topic,
+            "partitions": partitions,
+            "replication": replication,
+            "kafka": parse_pairs(x, "-X") if x else None,
+            "headers": False if no_headers else None,
+            "flush": flush,
+            "max_size": max_size,
+            "max_age": max_age,
+            "fsync": fsync or None,
+            "drain": drain,
+        },
+        os.environ,
+        config,
+    )
+    return _run("live", "kafka", settings, fail_on_gaps=fail_on_gaps, json=json, quiet=quiet)
+
+
+def capture(
+    exchange: Exchange = None,
+    channel: Channel = None,
+    market: Market = None,
+    capture: Directory = None,
+    url: Url = None,
+    format_: Format = None,
+    depth: Depth = None,
+    duration: Duration = None,
+    flush: Flush = None,
+    max_size: MaxSize = None,
+    max_age: MaxAge = None,
+    fsync: Fsync = False,
+    fail_on_gaps: FailOnGaps = False,
+    config: options.ConfigFile = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> int:
+    """Collect and capture only. The frames are parsed as well, so that the ledger and the digest are those of live."""
+    settings = load(
+        {
+            "exchange": split_names(exchange or []),
+            "channel": split_names(channel or []),
+            "market": split_names(market or []),
+            "capture": None if capture is None else str(capture),
+            "url": parse_pairs(url, "--url") if url else None,
+            "format": format_,
+            "depth": depth,
+            "duration": duration,
+            "flush": flush,
+            "max_size": max_size,
+            "max_age": max_age,
+            "fsync": fsync or None,
+        },
+        os.environ,
+        config,
+    )
+    return _run("capture", "null", settings, fail_on_gaps=fail_on_gaps, json=json, quiet=quiet)
+
+
+def _run(verb: str, sink: str, settings: Config, *, fail_on_gaps: bool, json: bool, quiet: bool) -> int:
+    from kcs.cli.collecting import collect
+    from kcs.cli.running import run_async
+
+    if not quiet:
+        say(f"kcs {verb}: {_described(settings, sink)}")
+    report: Any = run_async(lambda: collect(verb, sink, settings, quiet=quiet or json))
+    if json:
+        put_json(report.as_json())
+    elif not quiet:
+        table(report.lines(), title=f"kcs {verb}")
+    return int(report.exit_code(fail_on_gaps=fail_on_gaps))
+
+
+def _described(settings: Config, sink: str) -> str:
+    markets = ", ".join(settings.market) or "the busiest markets"
+    target = "" if sink == "null" else f" -> {settings.bootstrap or 'embedded broker'}"
+    channels = ", ".join(settings.channel)
+    return f"{', '.join(settings.exchange)}: {channels} of {markets} -> {settings.capture}/{target}"

@@ -1,0 +1,76 @@
+"""How a verb runs an event loop: uvloop where available, signals that stop cleanly, meters beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from kcs.clock import Clock
+from kcs.stats import GcMeter, LoopMeter, freeze_heap
+
+T = TypeVar("T")
+
+
+def run_async(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run `main` to its end on a fresh loop. A second signal cancels it: KeyboardInterrupt."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        try:
+            return runner.run(main())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+@contextmanager
+def interruptible() -> Iterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set; the second signal cancels the task."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    task = asyncio.current_task()
+
+    def on_signal() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        stop.set()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+@dataclass(slots=True, frozen=True)
+class Meters:
+    """What runs beside the work."""
+
+    gc: GcMeter
+    loop: LoopMeter
+
+
+@contextmanager
+def measured(clock: Clock) -> Iterator[Meters]:
+    """GC and event-loop lag of the block; the heap is frozen first, as a long run does."""
+    freeze_heap()
+    meters = Meters(GcMeter(clock), LoopMeter(clock))
+    meters.gc.start()
+    meters.loop.start(asyncio.get_running_loop())
+    try:
+        yield meters
+    finally:
+        meters.loop.stop()
+        meters.gc.stop()

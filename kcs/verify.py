@@ -1,0 +1,126 @@
+"""Is a capture whole, and does it still become what it became live? Reads every byte; knows no Kafka.
+
+`verify` decompresses and checks every chunk, feeds every record through the pipeline, recomputes the digest, and
+compares it with the receipt beside the file (written when Kafka had acknowledged all of it) or with a digest that is
+given. A receipt of another record-schema version is not comparable, and that is what the report says. Used by the
+command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kcs.capture.reader import CaptureReader
+from kcs.errors import CaptureError
+from kcs.exchanges import venue
+from kcs.live.receipt import receipt_path
+from kcs.model import Kind
+from kcs.pipeline import Pipeline
+from kcs.sink import RECORD_SCHEMA_VERSION, NullSink
+from kcs.stats import Ledger
+
+_FRAME_KINDS = frozenset((int(Kind.TEXT), int(Kind.BINARY)))
+
+
+class _Receipt(msgspec.Struct, frozen=True):
+    """The fields of a receipt that verification needs."""
+
+    digest: str
+    record_schema: int
+
+
+@dataclass(slots=True, frozen=True)
+class Comparison:
+    """One digest to compare with. `matches` None: not comparable, `why` says why."""
+
+    source: str
+    digest: str | None
+    matches: bool | None
+    why: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Verdict:
+    """What verification found. `holes`: records whose numbers are missing between those that are there."""
+
+    path: Path
+    capture_id: str
+    exchange: str
+    sealed: bool
+    records: int
+    holes: int
+    damage: tuple[dict[str, Any], ...]
+    ledger: Ledger
+    digest: str
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Sealed, undamaged, without holes."""
+        return self.sealed and not self.damage and not self.holes
+
+    @property
+    def ok(self) -> bool:
+        """Whole, and no comparison failed."""
+        return self.whole and all(c.matches is not False for c in self.comparisons)
+
+
+def verify(path: Path, *, expected: str | None = None) -> Verdict:
+    """Check one capture. Raises CaptureError when it cannot be opened at all; damage inside is part of the verdict."""
+    ledger = Ledger()
+    with CaptureReader(path, strict=False) as reader:
+        exchange = reader.header.exchange
+        pipeline = Pipeline(exchange, venue(exchange).adapter(), NullSink(), ledger)
+        pipeline.start(reader.header.capture_id)
+        records = holes = 0
+        for batch in reader.batches():
+            for number, kind, stream, recv_ns, payload, fields in batch:
+                holes += number - pipeline.number
+                pipeline.number = number
+                records += 1
+                if kind in _FRAME_KINDS:
+                    ledger.received += 1
+                    ledger.captured += 1
+                    pipeline.feed(stream, recv_ns, payload)
+                else:
+                    pipeline.control(kind, stream, recv_ns, fields, payload)
+        ledger.settle(ledger.produced, 0)
+        ledger.check()
+        digest = pipeline.digest()
+        return Verdict(
+            path=path,
+            capture_id=reader.header.capture_id.hex(),
+            exchange=exchange,
+            sealed=reader.sealed,
+            records=records,
+            holes=holes,
+            damage=tuple({"offset": d.offset, "what": d.what, "records_lost": d.records_lost} for d in reader.damage),
+            ledger=ledger,
+            digest=digest,
+            comparisons=tuple(_comparisons(path, digest, expected)),
+        )
+
+
+def _comparisons(path: Path, digest: str, expected: str | None) -> list[Comparison]:
+    found = []
+    if expected is not None:
+        found.append(Comparison("given", expected, digest == expected.lower()))
+    receipt = receipt_path(path)
+    if receipt.exists():
+        found.append(_with_receipt(receipt, digest))
+    return found
+
+
+def _with_receipt(path: Path, digest: str) -> Comparison:
+    try:
+        receipt = msgspec.json.decode(path.read_bytes(), type=_Receipt)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CaptureError(f"the receipt cannot be read: {error}", where=str(path), remedy="move it away") from None
+    if receipt.record_schema != RECORD_SCHEMA_VERSION:
+        why = f"written under record schema {receipt.record_schema}, this kcs makes {RECORD_SCHEMA_VERSION}"
+        return Comparison(str(path), receipt.digest, None, why)
+    return Comparison(str(path), receipt.digest, receipt.digest == digest)
