@@ -68,6 +68,8 @@ class CollectorResult:
     signal: int | None
     failure: CaptureWriteError | None
     """Why the capture failed, when it did: exit 1."""
+    records_lost: int
+    """Records of any kind that were taken and never reached the disk; 0 unless the capture failed."""
     seconds: float
     behind: bool
     drained: bool
@@ -173,7 +175,6 @@ class Collector:
 
     def _begin(self, now_ns: int) -> Recorder:
         settings, venue = self.settings, self.venue
-        settings.directory.mkdir(parents=True, exist_ok=True)
         down_since_ns = last_record_ns(settings.directory, venue.name)
         loop = asyncio.get_running_loop()
 
@@ -308,11 +309,7 @@ class Collector:
         await self._unless_forced(self._all_finished.wait(), 1.0, force=False)
 
     async def _seal(self, recorder: Recorder, now_ns: int) -> list[SealedCapture]:
-        try:
-            return await asyncio.to_thread(recorder.close_writer, now_ns)
-        except CaptureWriteError as error:
-            recorder.fail(error)
-            return []
+        return await asyncio.to_thread(recorder.close_writer, now_ns)
 
     async def _drain(self) -> bool:
         drained = asyncio.ensure_future(self._sink.drain())
@@ -354,6 +351,7 @@ class Collector:
             stopped_by=self._stopped_by,
             signal=self._signal,
             failure=recorder.failure,
+            records_lost=recorder.records_lost,
             seconds=(now_ns - started_ns) / NS_PER_S,
             behind=recorder.behind,
             drained=self._drained,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from kcs.capture.format import ChunkMeta
 from kcs.capture.reader import CaptureReader
 from kcs.errors import CaptureError
 
@@ -15,17 +16,30 @@ FILES_TRIED_MAX: Final = 8
 def last_record_ns(directory: Path, exchange: str) -> int | None:
     """Receive time of the last record of the newest capture of the exchange; None when there is none.
 
-    A sealed file answers from its index. What cannot be read is passed over: this is no place to fail a start.
+    What cannot be read is passed over: this is no place to fail a start.
     """
     names = [path for pattern in (".zst", ".zst.partial") for path in directory.glob(f"{exchange}-*{pattern}")]
     for path in sorted(names, key=lambda p: p.name, reverse=True)[:FILES_TRIED_MAX]:
         try:
             with CaptureReader(path, strict=False) as reader:
-                if reader.header.exchange != exchange:
-                    continue
-                last_ns = reader.info().last_ns
-        except (CaptureError, OSError):
+                last_ns = _end_of(reader) if reader.header.exchange == exchange else None
+        except CaptureError:
             continue
         if last_ns is not None:
             return last_ns
     return None
+
+
+def _end_of(reader: CaptureReader) -> int | None:
+    """From the summary when sealed; else from the chunk descriptors alone, without reading what they describe."""
+    if reader.sealed:
+        return reader.info().last_ns
+    ends: list[int] = []
+
+    def note(meta: ChunkMeta) -> bool:
+        ends.append(meta.last_ns)
+        return False
+
+    for _ in reader.chunks(note):
+        pass
+    return max(ends, default=None)

@@ -40,6 +40,8 @@ class CaptureResult:
     bytes: int
     first_ns: int | None
     last_ns: int | None
+    sealed: bool = True
+    """False when the disk refused: `path` is the `.partial`, which stays readable; the numbers are not known."""
 
 
 @dataclass(slots=True)
@@ -100,19 +102,20 @@ class Recorder:
         self._produced_before = self._ledger.produced
         self._pipeline.start(writer.capture_id)
         if self._delivery is not None and not self._behind:
-            write_delivery(sealed, writer.capture_id, self._delivery, fsync=self._fsync)
+            try:
+                write_delivery(sealed, writer.capture_id, self._delivery, fsync=self._fsync)
+            except CaptureWriteError as error:
+                self.fail(error)
         self.anchor(now_ns)
 
     def frame(self, kind: int, stream: int, recv_ns: int, payload: bytes) -> None:
         """One data frame: capture it, then produce from it. HOT."""
         ledger = self._ledger
         ledger.received += 1
-        try:
-            self._append(kind, stream, recv_ns, payload)
-        except CaptureWriteError as error:
+        if self.failure is not None:
             ledger.uncaptured += 1
-            self.fail(error)
             return
+        self._append(kind, stream, recv_ns, payload)
         ledger.captured += 1
         if self._feeding and not self._sink.full:
             self._feed(stream, recv_ns, payload)
@@ -123,22 +126,16 @@ class Recorder:
         """One record of any other kind that has fields."""
         if self.failure is not None:
             return
-        try:
-            self._writer.append_fields(kind, stream, recv_ns, fields, payload)
-        except CaptureWriteError as error:
-            self.fail(error)
-            return
+        self._writer.append_fields(kind, stream, recv_ns, fields, payload)
         if self._feeding:
             self._pipeline.control(kind, stream, recv_ns, fields, payload)
 
     def sent(self, stream: int, recv_ns: int, text: str) -> None:
         """A text message that we sent."""
-        payload = text.encode()
-        try:
-            self._append(_SENT, stream, recv_ns, payload)
-        except CaptureWriteError as error:
-            self.fail(error)
+        if self.failure is not None:
             return
+        payload = text.encode()
+        self._writer.append(_SENT, stream, recv_ns, payload)
         if self._feeding:
             self._pipeline.control(_SENT, stream, recv_ns, None, payload)
 
@@ -154,8 +151,7 @@ class Recorder:
             raise LedgerError(told, where=str(self._writer.path))
         if now_ns >= self._anchor_due_ns:
             self.anchor(now_ns)
-        if self.failure is None:
-            self._writer.tick(now_ns)
+        self._writer.tick(now_ns)
         self.write_receipts()
 
     def rotation_due(self, now_ns: int) -> bool:
@@ -168,12 +164,11 @@ class Recorder:
         A run that is behind has no state of the present to save; its files begin without.
         """
         self._finish_file()
-        try:
-            self._writer.rotate(now_ns)
-            self.begin(now_ns)
-        except CaptureWriteError as error:
-            self.fail(error)
+        self._writer.rotate(now_ns)
+        if self._writer.failed is not None:
+            self.fail(self._writer.failed)
             return
+        self.begin(now_ns)
         for stream, fields in continued:
             self.control(_OPEN, stream, now_ns, fields)
         if self._feeding:
@@ -185,15 +180,27 @@ class Recorder:
         self._finish_file()
 
     def close_writer(self, now_ns: int) -> list[SealedCapture]:
-        """Seal. Blocks for the last chunk and the index: call it in a thread. Raises CaptureWriteError."""
-        return self._writer.close(now_ns)
+        """Seal. Blocks for the last chunk and the index: call it in a thread. A failure is in `failure` afterwards."""
+        sealed = self._writer.close(now_ns)
+        if self._writer.failed is not None:
+            self.fail(self._writer.failed)
+        return sealed
+
+    @property
+    def records_lost(self) -> int:
+        """Records of any kind that were taken and are not on disk; final after `close_writer`, 0 unless it failed."""
+        return self._writer.uncaptured
 
     def results(self, sealed: Sequence[SealedCapture]) -> list[CaptureResult]:
         """What there is of this run, file by file."""
-        known = {file.capture_id: file for file in self._files}
+        by_id = {capture.capture_id: capture for capture in sealed}
         results = []
-        for capture in sealed:
-            file = known[capture.capture_id]
+        for file in self._files:
+            capture = by_id.get(file.capture_id)
+            if capture is None:
+                partial = file.path.with_name(file.path.name + ".partial")
+                results.append(CaptureResult(partial, file.capture_id, None, None, 0, 0, None, None, sealed=False))
+                continue
             results.append(
                 CaptureResult(
                     capture.path,
@@ -218,16 +225,20 @@ class Recorder:
             state = self._delivery.state(file.capture_id)
             if state is None or state.failed or state.produced != file.produced or state.acked != file.produced:
                 continue
-            file.receipt = write_receipt(
-                file.path, file.capture_id, file.digest, self._delivery, state, fsync=self._fsync
-            )
+            try:
+                file.receipt = write_receipt(
+                    file.path, file.capture_id, file.digest, self._delivery, state, fsync=self._fsync
+                )
+            except CaptureWriteError as error:
+                # Everything is delivered; without a receipt recovery looks again and finds nothing to do.
+                self._log("warning", f"no receipt: {error}")
+                file.digest = None
 
     def fail(self, error: CaptureWriteError) -> None:
         """The capture cannot go on: the run stops, loudly."""
         if self.failure is None:
             self.failure = error
             self._feeding = False
-            self._append = self._refuse
             self._log("error", f"the capture failed, stopping: {error}")
 
     def _finish_file(self) -> None:
@@ -235,10 +246,6 @@ class Recorder:
         file.produced = self._ledger.produced - self._produced_before
         if self._feeding:
             file.digest = self._pipeline.digest()
-
-    def _refuse(self, kind: int, stream: int, recv_ns: int, payload: bytes) -> None:
-        assert self.failure is not None
-        raise self.failure
 
     def _not_fed(self) -> None:
         self._ledger.behind += 1

@@ -542,7 +542,9 @@ def test_stop_while_a_dead_connection_is_closing() -> None:
 
 
 def test_markets_that_never_spoke_are_named_once() -> None:
-    driver = Driver(subscription=make_subscription("KRW-BTC", "KRW-NOPE"), settings=SessionSettings(silent_after_s=15.0))
+    driver = Driver(
+        subscription=make_subscription("KRW-BTC", "KRW-NOPE"), settings=SessionSettings(silent_after_s=15.0)
+    )
     driver.open()
     driver.frame(1)
     assert driver.session.silent_markets(driver.now_ns) == ()
