@@ -36,7 +36,6 @@ class CaptureInfo(msgspec.Struct, frozen=True):
     stored_bytes: int
     chunks: int
     records: int
-    next_number: int
     missing: int
     kinds: dict[str, int]
     first_ns: int | None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -33,9 +33,9 @@ from kcs.capture.format import (
     header_fields,
     pack_entry,
 )
-from kcs.capture.osfile import create_locked, sync_directory, write_all, write_error
+from kcs.capture.osfile import assert_not_locked, create_locked, sync_directory, write_all, write_error
 from kcs.capture.records import RECORD_HEAD_BYTES, Appended, RawRecord, compressor, encode_records
-from kcs.capture.tally import Damage, Tally, fields_of
+from kcs.capture.tally import Damage, Summary, Tally, fields_of
 from kcs.errors import CaptureWriteError
 
 SYNC_EVERY_BYTES: Final = 32 * MIB
@@ -95,9 +95,7 @@ class CaptureFile:
         try:
             self._put(head, "write the header")
         except CaptureWriteError:
-            self.abandon()
-            with contextlib.suppress(OSError):
-                path.unlink()
+            self.discard()
             raise
 
     @property
@@ -136,7 +134,17 @@ class CaptureFile:
         for batch in batches:
             self.tally.add_read(batch)
 
+    def write_content(self, first_number: int, records: int, raw: bytes, first_ns: int, last_ns: int) -> None:
+        """A chunk of this content; its records are not counted, the seal needs a summary made elsewhere."""
+        stored = self._compress(raw)
+        self._append(ChunkMeta(first_number, records, len(stored), len(raw), crc32(stored), first_ns, last_ns), stored)
+
     def _append(self, meta: ChunkMeta, stored: bytes) -> None:
+        if meta.first_number < self.tally.next_number:
+            raise CaptureWriteError(
+                f"record numbers would run back from {self.tally.next_number} to {meta.first_number}",
+                where=str(self.path),
+            )
         offset = self.end
         self._put(encode_descriptor(self.header.capture_id, meta) + stored, "write")
         self._entries += pack_entry(offset, meta)
@@ -145,48 +153,60 @@ class CaptureFile:
     def _put(self, data: bytes, doing: str) -> None:
         try:
             write_all(self._fd, data)
-            self.end += len(data)
             self._unsynced += len(data)
             if self._fsync or self._unsynced >= SYNC_EVERY_BYTES:
                 os.fdatasync(self._fd)
                 self._unsynced = 0
         except OSError as exc:
-            error = write_error(exc, self.path, doing)
-            with contextlib.suppress(OSError):  # the disk's first complaint is the one to report
-                os.ftruncate(self._fd, self.end)
-                os.lseek(self._fd, self.end, os.SEEK_SET)
-            raise error from exc
+            self._cut_back()
+            raise write_error(exc, self.path, doing) from exc
+        self.end += len(data)
+
+    def _cut_back(self) -> None:
+        """Take away what a failed write left. When that fails too, the disk's first complaint is the one to report."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, self.end)
+            os.lseek(self._fd, self.end, os.SEEK_SET)
 
     def seal(self, recovered: Sequence[Damage] = ()) -> SealedCapture:
-        """Index, sync, rename, sync of the directory. When it fails the `.partial` is as it was, and still open."""
-        tally = self.tally
-        summary = msgspec.json.encode(tally.summary(header_fields(self.header), recovered))
-        chunks_end = self.end
+        """Index, sync, rename, sync of the directory. When it fails the `.partial` is as it was, and still open.
+
+        `recovered`: the damage of the file that this one was recovered from.
+        """
+        return self.publish(self.finish(self.tally.summary(header_fields(self.header), recovered)))
+
+    def finish(self, summary: Summary) -> int:
+        """Write the index and sync; the file is then complete under its temporary name. Returns its size."""
         parts = encode_index(
             self.header.capture_id,
             bytes(self._entries),
-            summary,
-            offset=chunks_end,
-            records=tally.records,
-            next_number=tally.next_number,
+            msgspec.json.encode(summary),
+            offset=self.end,
+            records=self.tally.records,
+            next_number=self.tally.next_number,
         )
         try:
             for part in parts:
                 write_all(self._fd, part)
             os.fsync(self._fd)
-            size = os.fstat(self._fd).st_size
+        except OSError as exc:
+            self._cut_back()
+            raise write_error(exc, self.path, "seal the capture") from exc
+        return self.end + sum(map(len, parts))
+
+    def publish(self, size: int) -> SealedCapture:
+        """Rename the finished file of `size` bytes to its final name, and make the name last."""
+        try:
             self.path.rename(self.final)
         except OSError as exc:
-            error = write_error(exc, self.path, "seal the capture")
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, chunks_end)
-                os.lseek(self._fd, chunks_end, os.SEEK_SET)
-            raise error from exc
+            self._cut_back()
+            raise write_error(exc, self.path, "seal the capture") from exc
+        self.abandon()
         try:
             sync_directory(self.final.parent)
         except OSError as exc:
             raise write_error(exc, self.final, "make the sealed capture's name last") from exc
-        self.abandon()
+        tally = self.tally
         return SealedCapture(self.final, self.header.capture_id, tally.records, size, tally.first_ns, tally.last_ns)
 
     def abandon(self) -> None:
@@ -194,6 +214,30 @@ class CaptureFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def discard(self) -> None:
+        """Close and remove the unfinished file."""
+        if self._fd >= 0:
+            self.abandon()
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+
+
+@contextlib.contextmanager
+def making(target: Path, header: CaptureHeader, *, level: int = 3, force: bool = False) -> Iterator[CaptureFile]:
+    """A file for tools, `TARGET.tmp` until sealed, removed when anything fails; a dead tool's `.tmp` is replaced.
+
+    `force`: an existing `target` is replaced by the seal. Raises `CaptureWriteError`, `CaptureBusyError`.
+    """
+    path = target.with_name(target.name + ".tmp")
+    if path.exists():
+        assert_not_locked(path)
+        path.unlink(missing_ok=True)
+    file = CaptureFile(path, target, header, level=level, replace=force)
+    try:
+        yield file
+    finally:
+        file.discard()
 
 
 class ChunkPacker:

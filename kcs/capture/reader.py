@@ -84,7 +84,8 @@ class CaptureReader:
             return meta.last_ns >= low and meta.first_ns < high and meta.next_number > from_number
 
         decompressor = zstandard.ZstdDecompressor()
-        for chunk in self.chunks(wanted):
+        everything = from_ns is None and to_ns is None and not from_number
+        for chunk in self.chunks(None if everything else wanted):
             meta = chunk.meta
             whole = low <= meta.first_ns and meta.last_ns < high and from_number <= meta.first_number
             done = meta.first_number
@@ -109,7 +110,10 @@ class CaptureReader:
                 yield Record(number, Kind(kind), stream, recv_ns, payload, fields)
 
     def chunks(self, wanted: Wanted | None = None) -> Iterator[Chunk]:
-        """The chunks as stored, checksums verified; for tools that move them without decoding."""
+        """The chunks as stored, checksums verified; for tools that move them without decoding.
+
+        `wanted` is asked with each chunk's numbers and times, and may say no: such a chunk is not read.
+        """
         identity = self._identity
         self.damage = list(identity.damage)
         if identity.index_damage is not None and self._strict:
@@ -118,6 +122,8 @@ class CaptureReader:
         try:
             if identity.index is not None:
                 yield from walker.by_index(identity.index, wanted)
+                if wanted is None:  # a whole reading leaves no byte unchecked
+                    self.summary()
             else:
                 yield from walker.by_walking(wanted)
         except Newer as exc:
@@ -144,25 +150,38 @@ class CaptureReader:
 
     # ------------------------------------------------------------ info
 
+    @property
+    def next_number(self) -> int | None:
+        """The number after the last record that the file ever held; known of sealed files only."""
+        index = self._identity.index
+        return None if index is None else index.trailer.next_number
+
     def info(self) -> CaptureInfo:
         """What the file holds: from the summary when sealed, else by reading everything once."""
         index = self._identity.index
-        if index is not None:
-            try:
-                summary = decode_json(index.summary(), Summary)
-            except Malformed as exc:
-                self._on_damage(Damage(index.offset, self._file.size - index.offset, str(exc), 0))
-            except OSError as exc:
-                raise _system_error(exc, self.path) from exc
-            else:
-                trailer = index.trailer
-                return self._info(summary, trailer.entries, trailer.records, trailer.next_number)
+        summary = self.summary()
+        if index is not None and summary is not None:
+            trailer = index.trailer
+            return self._info(summary, trailer.entries, trailer.records)
         tally = Tally()
         for chunk, batches in self.decoded():
             tally.add_chunk(chunk.meta)
             for batch in batches:
                 tally.add_read(batch)
-        return self._info(tally.summary(header_fields(self.header)), tally.chunks, tally.records, tally.next_number)
+        return self._info(tally.summary(header_fields(self.header)), tally.chunks, tally.records)
+
+    def summary(self) -> Summary | None:
+        """The index's summary; None where there is no index or the summary is damaged (strict: raises)."""
+        index = self._identity.index
+        if index is None:
+            return None
+        try:
+            return decode_json(index.summary(), Summary)
+        except Malformed as exc:
+            self._on_damage(Damage(index.offset, self._file.size - index.offset, str(exc), 0))
+            return None
+        except OSError as exc:
+            raise _system_error(exc, self.path) from exc
 
     def decoded(self) -> Iterator[tuple[Chunk, list[list[RawRecord]]]]:
         """Chunks together with their records; a chunk that cannot be decoded whole is damage."""
@@ -180,7 +199,7 @@ class CaptureReader:
                 raise newer(exc, self.path) from exc
             yield chunk, batches
 
-    def _info(self, summary: Summary, chunks: int, records: int, next_number: int) -> CaptureInfo:
+    def _info(self, summary: Summary, chunks: int, records: int) -> CaptureInfo:
         header = header_fields(self.header)
         return CaptureInfo(
             path=str(self.path),
@@ -198,7 +217,6 @@ class CaptureReader:
             stored_bytes=summary.stored_bytes,
             chunks=chunks,
             records=records,
-            next_number=next_number,
             missing=summary.missing,
             kinds=summary.kinds,
             first_ns=summary.first_ns,

@@ -57,9 +57,21 @@ def decompress(stored: bytes, raw_bytes: int, decompressor: zstandard.ZstdDecomp
     return raw
 
 
+_DEFAULTS: Final = {
+    cls: dict(zip(reversed(cls.__struct_fields__), reversed(cls.__struct_defaults__), strict=False))
+    for cls in FIELDS_OF_KIND.values()
+}
+
+
 def encode_fields(fields: Fields, payload: bytes = b"") -> bytes:
     """The body of a record that has fields."""
-    text = msgspec.json.encode(fields)
+    defaults = _DEFAULTS[type(fields)]
+    shown = {}
+    for name in fields.__struct_fields__:  # by equality: msgspec omits defaults by identity, equal texts would differ
+        value = getattr(fields, name)
+        if name not in defaults or value != defaults[name]:
+            shown[name] = value
+    text = msgspec.json.encode(shown)
     return _LENGTH.pack(len(text)) + text + payload
 
 

@@ -175,7 +175,7 @@ class Walker:
                     if chunk is not None:
                         yield chunk
                 position, number = end, meta.next_number
-            if position != index.offset or number != index.trailer.next_number:
+            if position != index.offset or number > index.trailer.next_number:
                 raise Malformed("the index entries do not cover the file")
         except Malformed as exc:
             self._on_damage(Damage(index.offset, self._file.size - index.offset, str(exc), 0))

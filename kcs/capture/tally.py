@@ -141,11 +141,7 @@ class Tally:
 
     def add_chunk(self, meta: ChunkMeta) -> None:
         """Count a chunk as such: numbers, holes, sizes, times."""
-        if meta.first_number > self.next_number:
-            missing = meta.first_number - self.next_number
-            self.missing += missing
-            if len(self.holes) < HOLES_MAX:
-                self.holes.append((self.next_number, missing))
+        self.skip_to(meta.first_number)
         self.next_number = meta.next_number
         self.chunks += 1
         self.records += meta.records
@@ -153,6 +149,15 @@ class Tally:
         self.stored_bytes += meta.stored_bytes
         self.first_ns = meta.first_ns if self.first_ns is None else min(self.first_ns, meta.first_ns)
         self.last_ns = meta.last_ns if self.last_ns is None else max(self.last_ns, meta.last_ns)
+
+    def skip_to(self, number: int) -> None:
+        """The next record, if any, has this number; those before it are missing."""
+        missing = number - self.next_number
+        if missing > 0:
+            self.missing += missing
+            if len(self.holes) < HOLES_MAX:
+                self.holes.append((self.next_number, missing))
+            self.next_number = number
 
     def add_appended(self, records: Sequence[Appended], fields: Sequence[tuple[int, Fields]]) -> None:
         """Count records that are in the file now; `fields` is what `fields_of` gave for them."""
@@ -199,16 +204,13 @@ class Tally:
 
     def summary(self, header: HeaderFields, recovered: Sequence[Damage] = ()) -> Summary:
         """The summary so far."""
-        kinds = self._others.copy()
-        for (kind, _), count in self._counts.items():
-            kinds[kind] += count
         return Summary(
             header=header,
             first_ns=self.first_ns,
             last_ns=self.last_ns,
             raw_bytes=self.raw_bytes,
             stored_bytes=self.stored_bytes,
-            kinds={_kind_name(kind): kinds[kind] for kind in sorted(kinds)},
+            kinds=self.kinds(),
             streams=self._streams(),
             gaps=tuple(self._gaps),
             gap_count=self.gap_count,
@@ -217,6 +219,13 @@ class Tally:
             missing=self.missing,
             recovered=tuple(recovered[:DAMAGE_MAX]),
         )
+
+    def kinds(self) -> dict[str, int]:
+        """Records by name of kind."""
+        kinds = self._others.copy()
+        for (kind, _), count in self._counts.items():
+            kinds[kind] += count
+        return {_kind_name(kind): kinds[kind] for kind in sorted(kinds)}
 
     def _streams(self) -> tuple[StreamSummary, ...]:
         by_stream: dict[int, dict[int, int]] = {}
