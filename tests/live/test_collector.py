@@ -132,11 +132,12 @@ def test_reconnecting_writes_close_open_gap_and_loses_no_number(tmp_path: Path) 
         frame, close, opened, gap = "BINARY", "CLOSE", "OPEN", "GAP"
         expected = [opened, frame, close, opened, gap, frame, close, opened, gap, frame, close]
         assert [r.kind.name for r in records] == expected
-        assert [(r.fields.code, r.fields.reason, r.fields.cause, r.fields.frames) for r in records if r.kind is Kind.CLOSE] == [
+        closes = [r.fields for r in records if r.kind is Kind.CLOSE]
+        assert [(c.code, c.reason, c.cause, c.frames) for c in closes] == [
             (1012, "restart", "remote", 1),
             (1006, "", "lost", 2),
             (1000, "", "stop", 3),
-        ]  # fmt: skip
+        ]
         assert [r.fields.cause for r in records if r.kind is Kind.OPEN] == ["start", "remote", "lost"]
         frames = [r.recv_ns for r in records if r.kind is Kind.BINARY]
         gaps = [r.fields for r in records if r.kind is Kind.GAP]
