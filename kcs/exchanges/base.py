@@ -1,7 +1,8 @@
 """What a venue must declare, and what its adapter must do. Knows only `model` and `errors`.
 
-A venue is one frozen `Venue` in one file, entered in the registry (`kcs/exchanges/__init__.py`). Its adapter turns bytes
-into events in one typed step; nothing outside the file knows the venue's spelling. How to add one: `README.md` here.
+A venue is one frozen `Venue` in one file, entered in the registry (`kcs/exchanges/__init__.py`). Its adapter turns
+bytes into events in one typed step; nothing outside the file knows the venue's spelling. How to add one: `README.md`
+here.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Adapter(Protocol):
     def parse(self, stream: int, recv_ns: int, payload: bytes) -> Sequence[Event]:
         """The events of one frame, in order.
 
-        Raises FrameIgnored (recognised, carries no event) or FrameRejected (not what the venue documents); nothing else.
+        Raises FrameIgnored (recognised, no event) or FrameRejected (not what the venue documents); nothing else.
         """
         ...
 

@@ -55,8 +55,10 @@ def check_document(payload: bytes) -> None:
         _check_syntax(payload)
     except UnicodeDecodeError as error:
         raise FrameRejected("not_utf8", _detail(error)) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         raise FrameRejected("not_json", _detail(error)) from None
+    except RecursionError as error:  # within our bound, but called from the bottom of a deep stack
+        raise FrameRejected("too_deep", _detail(error)) from None
 
 
 def check_depth(payload: bytes) -> None:

@@ -327,7 +327,7 @@ def check_market(code: str) -> None:
     """Raises UnknownNameError, with the near spelling, for a code that cannot be an Upbit market."""
     if not _possible(code):
         near = near_pair(code, QUOTES, _possible)
-        raise UnknownNameError("market", code, UPBIT.default_markets, where="upbit", suggestion=near)
+        raise UnknownNameError("market", code[:64], UPBIT.default_markets, where="upbit", suggestion=near)
 
 
 def _possible(code: str) -> bool:
