@@ -10,6 +10,7 @@ KcsError                      what, where, remedy; the command line prints it an
 |  |- DamagedCaptureError     truncated, flipped bits, impossible lengths
 |  |- CaptureBusyError        another process holds the file or the directory
 |  `- CaptureWriteError       disk full, no permission, output exists
+|- ExportError                a dataset cannot be written: disk full, no permission, output exists, another export runs
 |- KafkaError                 the broker is away, refuses, or a topic cannot be made
 |- VenueError                 the exchange refused us or broke its protocol
 `- LedgerError                the books do not balance: a bug in kcs, never the user's fault
@@ -95,6 +96,10 @@ class CaptureBusyError(CaptureError):
 
 class CaptureWriteError(CaptureError):
     """A capture cannot be written: disk full, no permission, output exists."""
+
+
+class ExportError(KcsError):
+    """A dataset cannot be written: disk full, no permission, output exists, another export runs."""
 
 
 class KafkaError(KcsError):
