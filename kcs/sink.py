@@ -30,7 +30,8 @@ RECORD_BYTES_MAX: Final = 900 * 1024
 
 Headers = tuple[tuple[str, bytes], ...]
 
-_DIGEST_PARTS_MAX: Final = 1024
+_DIGEST_PARTS_MAX: Final = 240
+"""Flushed every 48 records: what is held longer falls out of the processor's cache, which costs more than hashing."""
 _LENGTH: Final = Struct(">I").pack
 _DIGEST_META: Final = Struct(">IQI").pack
 

@@ -75,9 +75,19 @@ def _tape(settings: object, out: Path, format_: str, *, force: bool, json: bool)
     assert isinstance(settings, SimSettings)
     if settings.duration_ns is None:
         raise UsageError("a tape needs an end", where="kcs sim --out", remedy="--duration 10s")
-    report = write_tape(out, settings, wire_format=format_, force=force)
+    report = write_tape(out, settings, settings.duration_ns, wire_format=format_, force=force)
     if json:
-        put_json(report)
+        put_json(
+            {
+                "verb": "sim",
+                "path": str(report.path),
+                "id": report.capture_id.hex(),
+                "records": report.records,
+                "frames": report.frames,
+                "bytes": report.bytes,
+                "reconnects": report.reconnects,
+            }
+        )
     else:
         table(
             [("capture", str(out)), ("records", f"{report.records:,}"), ("bytes", f"{report.bytes:,}")], title="kcs sim"
