@@ -78,6 +78,7 @@ for _name, _verb in (
     ("cat", files.cat),
     ("verify", files.verify),
     ("recover", files.recover),
+    ("repack", files.repack),
     ("import", files.import_),
     ("export", export.export),
     ("exchanges", exchanges.exchanges),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -197,10 +198,12 @@ def recover(
     if json:
         put_json({"verb": "recover", **msgspec.to_builtins(report)})
     else:
-        rows = [("written", f"{report.path}: {report.records:,} records, {report.bytes:,} bytes")]
-        rows += [("missing", describe_damage(damage).strip()) for damage in report.damage]
+        rows = [("written", f"{report.target}: {report.records:,} records, {report.bytes:,} bytes")]
+        rows += [("damage", describe_damage(damage).strip()) for damage in report.damage]
+        if report.missing:
+            rows.append(("missing", f"{report.missing:,} records, lost for good"))
         table(rows, title="kcs recover")
-    return EXIT_LOSS if report.damage else EXIT_OK
+    return EXIT_OK if report.complete else EXIT_LOSS
 
 
 def import_(
@@ -213,15 +216,20 @@ def import_(
     """Make a capture of NDJSON records that came from elsewhere, so that they can be replayed."""
     import msgspec
 
-    from kcs.capture.ndjson import import_ndjson
+    from kcs import __version__
+    from kcs.capture.ndjson import import_ndjson, read_lines
     from kcs.exchanges import venue
 
     venue(exchange)
-    if source == "-":
-        report = import_ndjson(sys.stdin.buffer, out, exchange=exchange, force=force, where="stdin")
-    else:
-        with Path(source).open("rb") as lines:
-            report = import_ndjson(lines, out, exchange=exchange, force=force, where=source)
+    with nullcontext(sys.stdin.buffer) if source == "-" else Path(source).open("rb") as stream:
+        report = import_ndjson(
+            read_lines(stream),
+            out,
+            exchange,
+            kcs_version=__version__,
+            source="stdin" if source == "-" else source,
+            force=force,
+        )
     if json:
         put_json({"verb": "import", **msgspec.to_builtins(report)})
     else:
