@@ -70,8 +70,8 @@ NO_ACTIONS: Final[tuple[Action, ...]] = ()
 class ConnectFailure:
     """Why a connection did not come about.
 
-    `cause`: `dns`, `refused`, `timeout`, `network`, `tls`, `proxy`, `handshake`, `http` (then `status` is set) or
-    `cancelled` (we gave up ourselves). `retry_after_s`: what the server asked for.
+    `cause`: `dns`, `refused`, `timeout`, `network`, `tls`, `proxy`, `handshake`, `http` (then `status` is set),
+    `cancelled` (we gave up ourselves) or `internal` (a defect in kcs). `retry_after_s`: what the server asked for.
     """
 
     cause: str

@@ -223,7 +223,7 @@ class Recorder:
             if file.receipt is not None or file.digest is None:
                 continue
             state = self._delivery.state(file.capture_id)
-            if state is None or state.failed or state.produced != file.produced or state.acked != file.produced:
+            if state is None or state.produced != file.produced or state.acked != file.produced:
                 continue
             try:
                 file.receipt = write_receipt(

@@ -168,6 +168,7 @@ class Slot:
         self._dialing = None
         error = None if task.cancelled() else task.exception()
         if error is not None:
+            self._not_connected(ConnectFailure("internal", str(error)))
             self._crash(error)
 
     def _not_connected(self, failure: ConnectFailure) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import uvloop
 from websockets.asyncio.server import Server, ServerConnection, serve
 
 from kcs.capture.reader import CaptureReader
@@ -27,6 +28,9 @@ from kcs.pipeline import Pipeline
 from kcs.sink import Headers, NullSink
 from kcs.stats import Ledger
 from tests.live.support import LineAdapter, make_subscription, make_venue
+
+LOOPS: list[Any] = [None, uvloop.new_event_loop]
+"""Loop factories: asyncio's own, and the one that runs in production."""
 
 Script = Callable[[ServerConnection, int], Awaitable[None]]
 """Plays one connection; the number counts connections from 0. The server closes with 1000 when it returns."""
@@ -146,7 +150,7 @@ class Rig:
 
         return _Serving(self, handler)
 
-    def start(self, *, delivery: bool = False, seed: int = 1, **changes: Any) -> Collector:
+    def start(self, *, delivery: bool = False, seed: int = 1, dial: Any = None, **changes: Any) -> Collector:
         self.sink = self.sink or TestSink()
         settings = CollectorSettings(
             directory=self.directory,
@@ -165,6 +169,7 @@ class Rig:
             rng=random.Random(seed),
             log=lambda level, text: self.logs.append((level, text)),
             delivery=self.sink.delivery() if delivery else None,
+            dial=dial,
         )
         self.running = asyncio.create_task(self.collector.run())
         return self.collector

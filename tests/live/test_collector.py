@@ -6,6 +6,7 @@ import asyncio
 import os
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -20,9 +21,10 @@ from kcs.errors import CaptureBusyError, CaptureWriteError, ConfigError, KafkaEr
 from kcs.exchanges.base import Limits
 from kcs.live.collector import Collector
 from kcs.live.recorder import Recorder
+from kcs.live.session import Phase
 from kcs.model import GapFields, Kind, OpenFields, Record
 from kcs.sink import NullSink
-from tests.live.rig import Rig, Script, TestSink, files, kinds, read, replayed, trade, until
+from tests.live.rig import LOOPS, Rig, Script, TestSink, files, kinds, read, replayed, trade, until
 from tests.live.support import START_NS, make_subscription, make_venue
 
 
@@ -32,10 +34,16 @@ async def quiet(websocket: ServerConnection, number: int) -> None:
         pass
 
 
+def run_on(loop: Any, coroutine: Any) -> None:
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(coroutine)
+
+
 # ---------------------------------------------------------------- a run
 
 
-def test_connect_capture_feed_and_a_clean_stop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", LOOPS, ids=["asyncio", "uvloop"])
+def test_connect_capture_feed_and_a_clean_stop(tmp_path: Path, loop: Any) -> None:
     heard: list[str | bytes] = []
     ended: list[int | None] = []
 
@@ -83,7 +91,7 @@ def test_connect_capture_feed_and_a_clean_stop(tmp_path: Path) -> None:
         assert capture.digest == digest == result.digest
         assert len(events) == 100
 
-    asyncio.run(run())
+    run_on(loop, run())
 
 
 def test_the_header_says_what_changes_records(tmp_path: Path) -> None:
@@ -108,7 +116,8 @@ def test_the_header_says_what_changes_records(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_reconnecting_writes_close_open_gap_and_loses_no_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", LOOPS, ids=["asyncio", "uvloop"])
+def test_reconnecting_writes_close_open_gap_and_loses_no_number(tmp_path: Path, loop: Any) -> None:
     async def script(websocket: ServerConnection, number: int) -> None:
         await websocket.recv()
         await websocket.send(trade(number))
@@ -148,7 +157,7 @@ def test_reconnecting_writes_close_open_gap_and_loses_no_number(tmp_path: Path) 
         assert replayed(capture.path)[0] == capture.digest
         assert result.ledger.gaps == 2
 
-    asyncio.run(run())
+    run_on(loop, run())
 
 
 def test_a_venue_that_refuses_is_asked_again_and_counted(tmp_path: Path) -> None:
@@ -214,6 +223,36 @@ def test_an_oversize_message_closes_and_leaves_a_gap(tmp_path: Path) -> None:
         closes = [r.fields for r in read(result.captures[0].path) if r.kind is Kind.CLOSE]
         assert [(c.code, c.cause) for c in closes] == [(1009, "oversize"), (1000, "stop")]
         assert result.gaps == 1
+
+    asyncio.run(run())
+
+
+def test_only_data_counts_against_silence(tmp_path: Path) -> None:
+    """A heartbeat says nothing about the subscription; a frame rejected, or not parsed, is the venue talking."""
+
+    async def run() -> None:
+        clock = VirtualClock(START_NS)
+        rig = Rig(tmp_path, clock=clock)
+        sent: list[ServerConnection] = []
+
+        async def script(websocket: ServerConnection, number: int) -> None:
+            sent.append(websocket)
+            await quiet(websocket, number)
+
+        async with rig.serving(script):
+            rig.start()
+            await until(lambda: rig.collector.sessions != () and rig.collector.sessions[0].is_open and bool(sent))
+            (session,) = rig.collector.sessions
+            heard = []
+            for count, frame in enumerate((trade(1), b'{"up":1}', b"junk", b'{"up":2}', b'{"up":3}', trade(2)), 1):
+                if count == 6:
+                    rig.sink.full = True
+                clock.advance(NS_PER_S)
+                await sent[0].send(frame)
+                await rig.received(count)
+                heard.append((session.last_data_ns - START_NS) // NS_PER_S)
+            await rig.stop()
+        assert heard == [1, 1, 3, 3, 3, 6]
 
     asyncio.run(run())
 
@@ -310,6 +349,33 @@ def test_a_peer_that_ignores_the_close_delays_the_end_only_so_long(tmp_path: Pat
             await rig.received(1)
             result = await rig.stop()
             await gone.wait()
+        close = read(result.captures[0].path)[-1]
+        assert (close.kind, close.fields.code, close.fields.cause) == (Kind.CLOSE, 1006, "stop")
+
+    asyncio.run(run())
+
+
+def test_a_second_stop_does_not_wait_for_the_peer(tmp_path: Path) -> None:
+    async def run() -> None:
+        done = asyncio.Event()
+        held: list[ServerConnection] = []
+
+        async def stuck(websocket: ServerConnection, number: int) -> None:
+            held.append(websocket)
+            await websocket.send(trade(1))
+            websocket.transport.pause_reading()  # the close frame is never seen
+            await done.wait()
+
+        rig = Rig(tmp_path)
+        async with rig.serving(stuck):
+            rig.start(close_within_s=1000.0)
+            await rig.received(1)
+            rig.collector.request_stop(2)
+            await until(lambda: rig.collector.sessions[0].phase is Phase.CLOSING)
+            rig.collector.request_stop(2)
+            result = await rig.running
+            held[0].transport.abort()
+            done.set()
         close = read(result.captures[0].path)[-1]
         assert (close.kind, close.fields.code, close.fields.cause) == (Kind.CLOSE, 1006, "stop")
 
@@ -536,7 +602,8 @@ def test_a_directory_that_cannot_be_is_refused(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_defect_ends_the_run_loudly_after_sealing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("loop", LOOPS, ids=["asyncio", "uvloop"])
+def test_a_defect_ends_the_run_loudly_after_sealing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Any) -> None:
     async def run() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         rig = Rig(tmp_path)
@@ -552,6 +619,20 @@ def test_a_defect_ends_the_run_loudly_after_sealing(tmp_path: Path, monkeypatch:
         (path,) = files(tmp_path, "*.zst")
         assert "BINARY" in kinds(path)
         assert any("a defect" in text for level, text in rig.logs if level == "error")
+
+    run_on(loop, run())
+
+
+def test_a_defect_while_connecting_ends_the_run_too(tmp_path: Path) -> None:
+    async def dial(handler: object) -> object:
+        raise ZeroDivisionError
+
+    async def run() -> None:
+        rig = Rig(tmp_path)
+        rig.start(dial=dial, url="ws://127.0.0.1:1/")
+        with pytest.raises(ZeroDivisionError):
+            await rig.running
+        assert list(files(tmp_path, "*.zst"))
 
     asyncio.run(run())
 
@@ -591,6 +672,44 @@ def test_the_next_run_begins_with_the_gap_between_them(tmp_path: Path) -> None:
         first_frame_ns = next(r.recv_ns for r in records if r.kind is Kind.BINARY)
         assert gap == GapFields(last_ns, first_frame_ns, "collector_down")
         assert second.digest == replayed(second.captures[0].path)[0]
+
+    asyncio.run(run())
+
+
+def test_another_exchange_whose_name_begins_alike_is_no_earlier_run(tmp_path: Path) -> None:
+    async def run() -> None:
+        other = Rig(tmp_path, venue=make_venue(name="testex-spot"))
+        async with other.serving(_sends(1)):
+            other.start()
+            await other.received(1)
+            await other.stop()
+            rig = Rig(tmp_path, url=other.url)
+            rig.start(seed=2)
+            await rig.received(1)
+            assert (await rig.stop()).gaps == 0
+
+    asyncio.run(run())
+
+
+def test_a_run_that_was_killed_is_an_earlier_run(tmp_path: Path) -> None:
+    async def run() -> None:
+        rig = Rig(tmp_path)
+        async with rig.serving(_sends(2)):
+            rig.start()
+            await rig.received(2)
+            sealed = (await rig.stop()).captures[0].path
+            # As kill -9 leaves it: chunks without an index, under the name of a file being written.
+            last_ns = read(sealed)[-1].recv_ns
+            data = sealed.read_bytes()
+            partial = sealed.with_name(sealed.name + ".partial")
+            partial.write_bytes(data[: data.index(b"INDX") - 8])
+            sealed.unlink()
+            again = Rig(tmp_path, url=rig.url)
+            again.start(seed=2)
+            await again.received(2)
+            result = await again.stop()
+        (gap,) = [r.fields for r in read(result.captures[0].path) if r.kind is Kind.GAP]
+        assert (gap.from_ns, gap.cause) == (last_ns, "collector_down")
 
     asyncio.run(run())
 

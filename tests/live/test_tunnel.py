@@ -17,11 +17,10 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from kcs.clock import SystemClock
 from kcs.live import tunnel
-from kcs.live.runner import loop_factory
 from kcs.live.transport import ConnectFailed, Dialer, TransportSettings
 from kcs.live.tunnel import ANSWER_BYTES_MAX, connect_request
 from tests.live.peer import Listener
-from tests.live.rig import until
+from tests.live.rig import LOOPS, until
 from tests.live.test_transport import _no_proxy  # noqa: F401 - the environment's proxies stay out of all of these
 
 SETTINGS = TransportSettings(handshake_within_s=5.0)
@@ -68,10 +67,10 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+@pytest.fixture(params=LOOPS, ids=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
     def run_on(coroutine: Any) -> Any:
-        with asyncio.Runner(loop_factory=loop_factory(request.param)) as runner:
+        with asyncio.Runner(loop_factory=request.param) as runner:
             return runner.run(coroutine)
 
     return run_on
@@ -98,7 +97,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         "2",
     ]
     subprocess.run([*made, *subject, "-keyout", str(key), "-out", str(chain)], check=True, capture_output=True)
-    yield chain, key
+    return chain, key
 
 
 def server_tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
