@@ -19,8 +19,8 @@ class CandleFeed:
     """One running candle. Times are venue time in ms."""
 
     __slots__ = (
-        "_close", "_high", "_low", "_open", "_period_ms", "_qty", "_start_ms", "_type", "_value", "_wire_format",
-        "dirty", "state",
+        "_close", "_high", "_low", "_open", "_period_ms", "_qty", "_seen_ms", "_start_ms", "_type", "_value",
+        "_wire_format", "dirty", "state",
     )  # fmt: skip
 
     def __init__(self, candle_type: str, state: MarketState, wire_format: str) -> None:
@@ -31,6 +31,8 @@ class CandleFeed:
         self._open = self._high = self._low = self._close = state.price
         self._qty, self._value = state.qty, state.price * state.qty
         self._start_ms = state.publish_ms - state.publish_ms % self._period_ms
+        # Kept here because a frame may be asked for when the market has already moved on.
+        self._seen_ms = state.publish_ms
         self.dirty = False
 
     def add_trade(self) -> bytes | None:
@@ -43,7 +45,7 @@ class CandleFeed:
             self._open = self._high = self._low = state.price
             self._qty = self._value = 0
         self._high, self._low = max(self._high, state.price), min(self._low, state.price)
-        self._close = state.price
+        self._close, self._seen_ms = state.price, state.publish_ms
         self._qty += state.qty
         self._value += state.price * state.qty
         self.dirty = True
@@ -60,7 +62,7 @@ class CandleFeed:
         values = (
             f'"{self._type}"', f'"{self.state.code}"', f'"{utc}"', f'"{kst}"', number(self._open), number(self._high),
             number(self._low), number(self._close), number(self._qty), number(self._value // spelling.E8),
-            str(self.state.publish_ms), '"SNAPSHOT"' if snapshot else '"REALTIME"',
+            str(self._seen_ms), '"SNAPSHOT"' if snapshot else '"REALTIME"',
         )  # fmt: skip
         text = ",".join(f'"{name}":{value}' for name, value in zip(names, values, strict=True))
         return f"[{{{text}}}]".encode() if self._wire_format in LISTS else f"{{{text}}}".encode()

@@ -90,6 +90,9 @@ class MarketState:
 
     def trade(self, now_ms: int) -> None:
         """One execution at the touch, published at `now_ms`, matched a little earlier (constant for a market)."""
+        match_ms = now_ms - self._lag_ms
+        if match_ms // _MS_PER_HOUR > self._hour:
+            self._roll(match_ms)
         book = self.book
         self.ask_px, self.ask_sz = book.ask_px[0], book.ask_sz[0]
         self.bid_px, self.bid_sz = book.bid_px[0], book.bid_sz[0]
@@ -102,12 +105,11 @@ class MarketState:
         rest = wanted - self.qty
         self._sweep_qty = rest if self._sweep_left > 0 and rest > self._lot >> 3 else 0
         self._trades += 1
-        match_ms = now_ms - self._lag_ms
         self.sid = self.sid + 1 if match_ms == self.match_ms else match_ms * 10_000
         self.match_ms = match_ms
         self.publish_ms = self.book_ms = now_ms
         self.ticker_due = True
-        self._account(match_ms)
+        self._account()
 
     @property
     def trades(self) -> int:
@@ -125,12 +127,12 @@ class MarketState:
             return side, order_size(self._rng, self._lot, 13, 20)
         return side, order_size(self._rng, self._lot, 3, 14)
 
-    def _account(self, match_ms: int) -> None:
-        """Day and 24-hour figures; the 24 hours roll in steps of an hour."""
+    def _account(self) -> None:
+        """Day and 24-hour figures of the trade that was just made."""
         price, qty = self.price, self.qty
         value = price * qty
-        if match_ms // _MS_PER_HOUR > self._hour:
-            self._roll(match_ms)
+        if not self.day_qty:
+            self.open = self.high = self.low = price
         elif price > self.high:
             self.high = price
         elif price < self.low:
@@ -148,7 +150,10 @@ class MarketState:
             self.ask_qty += qty
 
     def _roll(self, match_ms: int) -> None:
-        """The hours up to `match_ms` begin empty; at midnight (UTC) the day's figures begin anew with this trade."""
+        """The clock strikes: hours up to `match_ms` begin empty (the 24 hours roll in steps of one).
+
+        At midnight UTC the last price becomes the close, and the day's figures begin with the next trade.
+        """
         hour_now = match_ms // _MS_PER_HOUR
         for hour in range(max(self._hour + 1, hour_now - 23), hour_now + 1):
             self.qty_24h -= self._hourly_qty[hour % 24]
@@ -157,16 +162,8 @@ class MarketState:
         self._hour = hour_now
         if match_ms // _MS_PER_DAY > self.day:
             self.day = match_ms // _MS_PER_DAY
-            self.prev_close = self._last_close
-            self.open = self.high = self.low = self.price
+            self.prev_close = self.price
             self.day_qty = self.day_value = self.bid_qty = self.ask_qty = 0
-        else:
-            self.high, self.low = max(self.high, self.price), min(self.low, self.price)
-
-    @property
-    def _last_close(self) -> int:
-        # The trade at hand has already moved the price; yesterday's last one stood at the touch it found.
-        return self.bid_px if self.side == BUY else self.ask_px
 
 
 class SimMarket:

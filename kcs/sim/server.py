@@ -114,6 +114,7 @@ class _Client(asyncio.Protocol):
         if response.status_code == http.HTTPStatus.SWITCHING_PROTOCOLS:
             response.headers["remaining-req"] = "group=websocket; min=300; sec=3"
             self._venue = self._server.exchange.connect(self._server.venue_now_ns())
+            self._server._schedule()
         self._protocol.send_response(response)
 
     def _frame(self, frame: Frame) -> None:
