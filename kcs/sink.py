@@ -39,10 +39,15 @@ _DIGEST_META: Final = Struct(">IQI").pack
 class Sink(Protocol):
     """Takes records. Not thread-safe: one loop, one sink."""
 
-    acked: int
-    """Records that reached their destination."""
-    failed: int
-    """Records that are lost for good; each one is named in an error on stderr."""
+    @property
+    def acked(self) -> int:
+        """Records that reached their destination."""
+        ...
+
+    @property
+    def failed(self) -> int:
+        """Records that are lost for good; each one is named in an error on stderr."""
+        ...
 
     @property
     def full(self) -> bool:

@@ -30,6 +30,6 @@ def exchanges(json: options.Json = False) -> None:
     for row in rows:
         put_lines([f"{row['name']}  ({row['title']})"])
         for key in ("channels", "formats", "depths", "default_markets"):
-            put_lines([f"  {key:<16}{', '.join(str(item) for item in row[key])}"])  # type: ignore[attr-defined]
+            put_lines([f"  {key:<16}{', '.join(str(item) for item in row[key])}"])
         for key in ("url", "rest_url", "docs"):
             put_lines([f"  {key:<16}{row[key]}"])

@@ -11,11 +11,12 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from kcs.capture.reader import CaptureReader, RawRecord
 from kcs.errors import UsageError
 
-RECV_NS = 3
+RECV_NS: Final = 3
 """Index of the receive time in a RawRecord."""
 
 
@@ -82,7 +83,7 @@ class Tape:
     @property
     def head_ns(self) -> int:
         """Receive time of the next record; valid after `fill` returned True."""
-        return self._batch[self._next][RECV_NS]
+        return self._batch[self._next][3]
 
     def fill(self) -> bool:
         """True when a next record exists; reads the next chunk if need be, closes the file at its end."""
@@ -104,7 +105,7 @@ class Tape:
             end = len(batch)
         else:
             end = start
-            while end < len(batch) and batch[end][RECV_NS] <= until_ns:
+            while end < len(batch) and batch[end][3] <= until_ns:
                 end += 1
         self._next = end
         return batch[start:end] if start or end < len(batch) else batch
@@ -117,6 +118,20 @@ class Tape:
 
     def close(self) -> None:
         self._reader.close()
+
+
+def _until_ns(tape: Tape, heap: list[tuple[int, int, Tape]], waiting: list[Source]) -> int | None:
+    """The last time that may come before anything of another source; None: all of them.
+
+    A tie is the earlier source's, wherever chunks happen to end, so that a repacked file merges as before.
+    """
+    bounds = []
+    if heap:
+        head_ns, order, _ = heap[0]
+        bounds.append(head_ns if tape.order < order else head_ns - 1)
+    if waiting:
+        bounds.append(waiting[-1].first_ns or 0)
+    return max(min(bounds), tape.head_ns) if bounds else None
 
 
 def merged(sources: Sequence[Source]) -> Iterator[tuple[Tape, list[RawRecord]]]:
@@ -140,11 +155,7 @@ def merged(sources: Sequence[Source]) -> Iterator[tuple[Tape, list[RawRecord]]]:
             if not heap:
                 continue
             _, _, tape = heapq.heappop(heap)
-            bounds = [heap[0][0]] if heap else []
-            if waiting:
-                bounds.append(waiting[-1].first_ns or 0)
-            until_ns = max(min(bounds), tape.head_ns) if bounds else None
-            yield tape, tape.take(until_ns)
+            yield tape, tape.take(_until_ns(tape, heap, waiting))
             if tape.fill():
                 heapq.heappush(heap, (tape.head_ns, tape.order, tape))
     finally:
