@@ -30,6 +30,7 @@ from kcs.capture.format import (
     check_index_head,
     decode_descriptor,
     decode_trailer,
+    encode_descriptor,
     iter_entries,
 )
 from kcs.capture.records import salvage
@@ -239,7 +240,7 @@ class Walker:
         """The chunk at a bad descriptor, if it can be saved without it. Reports the damage either way."""
         after = at.end if found is None else found.offset
         following = at.end_number if found is None or found.first_number is None else found.first_number
-        chunk = self._salvage(at.offset, after, at.number, following)
+        chunk = self._salvage(at.offset, after, at.number)
         if chunk is not None:
             what = f"{what}; its records were found by their own checksum"
             self._on_damage(Damage(at.offset, DESCRIPTOR_BYTES, what, 0, at.number))
@@ -271,19 +272,24 @@ class Walker:
                 continue
         return None
 
-    def _salvage(self, position: int, after: int, number: int, following: int | None) -> Chunk | None:
-        """The chunk at `position` without its descriptor, if its content and the numbers around it leave no doubt."""
+    def _salvage(self, position: int, after: int, number: int) -> Chunk | None:
+        """The chunk at `position`, whose descriptor is damaged, if a checksum still proves what and whose it is.
+
+        The descriptor is made again from the content and the number that is due. Either its checksum is the one that
+        stands there, or only the checksum is damaged; so neither a foreign chunk nor a wrong number can pass.
+        """
         length = after - position - DESCRIPTOR_BYTES
         if not 0 < length <= CHUNK_STORED_BYTES_MAX:
             return None
+        damaged = self._file.read(position, DESCRIPTOR_BYTES)
         stored = self._file.read(position + DESCRIPTOR_BYTES, length)
-        result = salvage(stored)
-        if result is None or (following is not None and following != number + result.records):
+        found = salvage(stored)
+        if found is None:
             return None
-        meta = ChunkMeta(
-            number, result.records, length, result.raw_bytes, crc32(stored), result.first_ns, result.last_ns
-        )
-        return Chunk(position, meta, stored)
+        meta = ChunkMeta(number, found.records, length, found.raw_bytes, crc32(stored), found.first_ns, found.last_ns)
+        rebuilt = encode_descriptor(self._id, meta)
+        proven = rebuilt[-4:] == damaged[-4:] or rebuilt[:-4] == damaged[:-4]
+        return Chunk(position, meta, stored) if proven else None
 
 
 def find_tags(file: RawFile, capture_id: bytes | None, start: int, limit: int) -> Iterator[int]:
