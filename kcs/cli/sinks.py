@@ -67,4 +67,4 @@ async def open_sink(
         try:
             yield sink
         finally:
-            await sink.close()
+            await sink.close(0)  # whoever used it has drained it, for as long as it was worth waiting

@@ -131,6 +131,8 @@ class _Player:
         self.frames = 0
         self.first_ns: int | None = None
         self.last_ns = 0
+        self.idle = False
+        """True while it only waits for the moment of the next frame."""
         self.whole = plan.from_ns is None and plan.to_ns is None and plan.loops == 1
         self.lines: dict[bytes, _Line] = {}
 
@@ -192,7 +194,6 @@ class _Line:
             return
         if self.player.first_ns is None:
             self.player.first_ns = run[0][3]
-        self.player.last_ns = max(self.player.last_ns, run[-1][3])
         if self.player.pacer is None:
             await self._feed_fast(run)
         else:
@@ -226,47 +227,55 @@ class _Line:
             pipeline.control(kind, stream, recv_ns, fields, payload)
 
     async def _feed_fast(self, run: list[RawRecord]) -> None:
-        pipeline, player = self.pipeline, self.player
-        feed, sink, frames, count = pipeline.feed, player.sink, 0, 0
-        ledger = player.ledger
-        for number, kind, stream, recv_ns, payload, fields in run:
-            if sink.full:
-                await sink.room()
-            pipeline.number = number
-            if kind in _FRAME_KINDS:
-                feed(stream, recv_ns, payload)
-                frames += 1
-            else:
-                pipeline.control(kind, stream, recv_ns, fields, payload)
-            count += 1
-            if count == SLICE_FRAMES:
-                count = 0
-                ledger.received += frames
-                ledger.captured += frames
-                player.frames += frames
-                frames = 0
+        player, done = self.player, 0
+        while done < len(run):
+            if done:
                 await asyncio.sleep(0)
                 if player.stopped:
                     return
-        ledger.received += frames
-        ledger.captured += frames
-        player.frames += frames
+            done += await self._slice(run[done : done + SLICE_FRAMES])
+
+    async def _slice(self, records: list[RawRecord]) -> int:
+        """Feed a slice, waiting wherever the sink is full; how many records it had. What was fed is always counted."""
+        pipeline, player = self.pipeline, self.player
+        feed, sink, frames = pipeline.feed, player.sink, 0
+        record = None
+        try:
+            for record in records:
+                if sink.full:
+                    await sink.room()
+                number, kind, stream, recv_ns, payload, fields = record
+                pipeline.number = number
+                if kind in _FRAME_KINDS:
+                    frames += 1
+                    feed(stream, recv_ns, payload)
+                else:
+                    pipeline.control(kind, stream, recv_ns, fields, payload)
+        finally:
+            player.ledger.received += frames
+            player.ledger.captured += frames
+            player.frames += frames
+            if record is not None:
+                player.last_ns = max(player.last_ns, record[3])
+        return len(records)
 
     async def _feed_paced(self, run: list[RawRecord], pacer: Pacer) -> None:
         player, sink, count = self.player, self.player.sink, 0
         for record in run:
-            before = pacer.lateness.count
-            await pacer.wait(record[3])
             if player.stopped:
                 return
+            player.idle = True
+            await pacer.wait(record[3])
+            player.idle = False
             if sink.full:
                 await sink.room()
             self._one(record)
             player.frames += record[1] in _FRAME_KINDS
-            count += pacer.lateness.count - before
-            if count >= SLICE_FRAMES:
+            player.last_ns = max(player.last_ns, record[3])
+            count += 1
+            if count == SLICE_FRAMES:
                 count = 0
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # late frames do not wait, so nobody else would get a turn
 
     def played(self) -> Played:
         tape, player = self.tape, self.player
@@ -282,28 +291,40 @@ class _Line:
         )
 
 
-async def _until_stopped(work: Coroutine[Any, Any, None], stop: asyncio.Event | None) -> None:
-    """Await `work`; once `stop` is set it has `STOP_GRACE_S` to end by itself, then it is cancelled where it waits.
+class _Grace:
+    """Awaits work; from the moment `stop` is set, all of it together has `STOP_GRACE_S` left, then it is cancelled.
 
     A frame is fed between two awaits, so cancelling never splits one.
     """
-    task = asyncio.ensure_future(work)
-    if stop is None:
-        await task
-        return
-    stopping = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            await asyncio.wait({task}, timeout=STOP_GRACE_S)
-        if not task.done():
+
+    __slots__ = ("_ends_s", "_loop", "_stop")
+
+    def __init__(self, stop: asyncio.Event | None) -> None:
+        self._stop = stop
+        self._loop = asyncio.get_running_loop()
+        self._ends_s: float | None = None
+
+    async def run(self, work: Coroutine[Any, Any, None], idle: Callable[[], bool] = lambda: False) -> None:
+        """`idle` tells whether the work waits for nothing but the clock: then it is cancelled at once."""
+        if self._stop is None:
+            await work
+            return
+        task = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done() and not idle():
+                if self._ends_s is None:
+                    self._ends_s = self._loop.time() + STOP_GRACE_S
+                await asyncio.wait({task}, timeout=max(0.0, self._ends_s - self._loop.time()))
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+            if not task.cancelled():
+                task.result()
+        finally:
+            stopping.cancel()
             task.cancel()
-            await asyncio.wait({task})
-        if not task.cancelled():
-            task.result()
-    finally:
-        stopping.cancel()
-        task.cancel()
 
 
 async def replay(
@@ -322,28 +343,24 @@ async def replay(
     raise: it is counted in `ledger.unread`. Setting `stop` ends the replay after the frame at hand;
     what the sink has not acknowledged `STOP_GRACE_S` later is reported as in flight.
     """
-    pacer = Pacer(plan.speed, clock, sleep) if plan.speed is not None else None
+    lateness = LatencyHistogram() if plan.speed is not None else None
     started_ns = clock.monotonic_ns()
+    grace = _Grace(stop)
     played: list[Played] = []
-    first_ns: int | None = None
     recorded_ns = 0
     interrupted = False
     for _ in range(plan.loops):
-        if pacer is not None:
-            lateness = pacer.lateness
-            pacer = Pacer(plan.speed or Fraction(1), clock, sleep)
-            pacer.lateness = lateness
+        pacer = None if plan.speed is None else Pacer(plan.speed, clock, sleep, lateness)
         player = _Player(plan, sink, ledger, pacer, stop)
-        await _until_stopped(player.play(on_progress), stop)
+        await grace.run(player.play(on_progress), lambda player=player: player.idle)  # type: ignore[misc]
         played = player.played()
         if player.first_ns is not None:
-            first_ns = player.first_ns
-            recorded_ns += player.last_ns - first_ns
+            recorded_ns += max(0, player.last_ns - player.first_ns)
         interrupted = player.stopped
         if interrupted:
             break
     fed_ns = clock.monotonic_ns()
-    await _until_stopped(sink.drain(), stop)
+    await grace.run(sink.drain())
     seconds = (clock.monotonic_ns() - started_ns) / NS_PER_S
     feed_s = (fed_ns - started_ns) / NS_PER_S
     ledger.settle(sink.acked, sink.failed)
@@ -352,6 +369,6 @@ async def replay(
         seconds=seconds,
         recorded_s=recorded_ns / NS_PER_S,
         speed_reached=recorded_ns / NS_PER_S / feed_s if recorded_ns and feed_s > 0 else None,
-        lateness=pacer.lateness if pacer is not None else None,
+        lateness=lateness,
         interrupted=interrupted,
     )

@@ -45,14 +45,17 @@ class Pacer:
 
     __slots__ = ("_anchor_ns", "_clock", "_denominator", "_first_ns", "_numerator", "_sleep", "lateness")
 
-    def __init__(self, speed: Fraction, clock: Clock, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(
+        self, speed: Fraction, clock: Clock, sleep: Sleep = asyncio.sleep, lateness: LatencyHistogram | None = None
+    ) -> None:
+        """`lateness`: where it is counted, to go on with an earlier pacer's."""
         self._clock = clock
         self._sleep = sleep
         self._numerator = speed.denominator
         self._denominator = speed.numerator
         self._anchor_ns = -1
         self._first_ns = 0
-        self.lateness = LatencyHistogram()
+        self.lateness = lateness or LatencyHistogram()
 
     def due_ns(self, recv_ns: int) -> int:
         """The monotonic time at which the frame is due; the first call sets the anchor."""
