@@ -200,7 +200,14 @@ def parse_time_ns(text: str, where: str, origin_ns: int | None) -> int:
             f"{text!r} is not a time", where=where, remedy="2026-11-24T01:02:03.5Z, or +30s from the start"
         )
     year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
-    if not (1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second < 61 and year >= 1970):
+    if not (
+        1 <= month <= 12
+        and 1 <= day <= calendar.monthrange(max(year, 1), month)[1]
+        and hour < 24
+        and minute < 60
+        and second < 61
+        and year >= 1970
+    ):
         raise ConfigError(f"{text!r} is not a time", where=where)
     seconds = calendar.timegm((year, month, day, hour, minute, second))
     zone = match[8]

@@ -8,13 +8,14 @@ command line.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from kcs.capture.reader import CaptureReader
+from kcs.capture.reader import CaptureReader, Damage
 from kcs.errors import CaptureError
 from kcs.exchanges import venue
 from kcs.live.receipt import receipt_path
@@ -45,7 +46,10 @@ class Comparison:
 
 @dataclass(slots=True, frozen=True)
 class Verdict:
-    """What verification found. `holes`: records whose numbers are missing between those that are there."""
+    """What verification found. `holes`: records whose numbers are missing between those that are there.
+
+    `recovered` is the damage of the file that this one was saved from: what it cost is missing here too.
+    """
 
     path: Path
     capture_id: str
@@ -54,14 +58,16 @@ class Verdict:
     records: int
     holes: int
     damage: tuple[dict[str, Any], ...]
+    recovered: tuple[dict[str, Any], ...]
     ledger: Ledger
     digest: str
     comparisons: tuple[Comparison, ...]
 
     @property
     def whole(self) -> bool:
-        """Sealed, undamaged, without holes."""
-        return self.sealed and not self.damage and not self.holes
+        """Sealed, undamaged, without holes, and nothing was lost before it was saved from a damaged file."""
+        lost_before = any(one["records_lost"] != 0 for one in self.recovered)
+        return self.sealed and not self.damage and not self.holes and not lost_before
 
     @property
     def ok(self) -> bool:
@@ -91,6 +97,8 @@ def verify(path: Path, *, expected: str | None = None) -> Verdict:
         ledger.settle(ledger.produced, 0)
         ledger.check()
         digest = pipeline.digest()
+        damage = tuple(reader.damage)
+        summary = reader.summary()
         return Verdict(
             path=path,
             capture_id=reader.header.capture_id.hex(),
@@ -98,11 +106,16 @@ def verify(path: Path, *, expected: str | None = None) -> Verdict:
             sealed=reader.sealed,
             records=records,
             holes=holes,
-            damage=tuple({"offset": d.offset, "what": d.what, "records_lost": d.records_lost} for d in reader.damage),
+            damage=_shown(damage),
+            recovered=_shown(summary.recovered) if summary is not None else (),
             ledger=ledger,
             digest=digest,
             comparisons=tuple(_comparisons(path, digest, expected)),
         )
+
+
+def _shown(damage: Iterable[Damage]) -> tuple[dict[str, Any], ...]:
+    return tuple({"offset": one.offset, "what": one.what, "records_lost": one.records_lost} for one in damage)
 
 
 def _comparisons(path: Path, digest: str, expected: str | None) -> list[Comparison]:

@@ -154,6 +154,7 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
         "records": verdict.records,
         "holes": verdict.holes,
         "damage": verdict.damage,
+        "recovered": verdict.recovered,
         **{key: value for key, value in verdict.ledger.report().items() if key != "records"},
         "digest": verdict.digest,
         "compared": [
@@ -178,6 +179,9 @@ def _show_verdict(verdict: Verdict) -> None:
     if verdict.holes:
         rows.append(("HOLES", f"{verdict.holes:,} records are missing between those that are there"))
     rows += [("DAMAGE", f"offset {d['offset']:,}: {d['what']}") for d in verdict.damage]
+    rows += [
+        ("LOST BEFORE", f"saved from a file with damage at {d['offset']:,}: {d['what']}") for d in verdict.recovered
+    ]
     rows.append(("verdict", "whole" if verdict.ok else "NOT WHOLE"))
     table(rows, title=str(verdict.path))
 
@@ -199,7 +203,7 @@ def recover(
         put_json({"verb": "recover", **msgspec.to_builtins(report)})
     else:
         rows = [("written", f"{report.target}: {report.records:,} records, {report.bytes:,} bytes")]
-        rows += [("damage", describe_damage(damage).strip()) for damage in report.damage]
+        rows += [("damage", describe_damage(damage).split(maxsplit=1)[1]) for damage in report.damage]
         if report.missing:
             rows.append(("missing", f"{report.missing:,} records, lost for good"))
         table(rows, title="kcs recover")
