@@ -49,6 +49,8 @@ from kcs.model import CloseFields, GapFields, OpenFields
 CLOSE_GOING_AWAY: Final = 1001
 PATIENCE_MAX: Final = 8
 MARKETS_NAMED_MAX: Final = 20
+MARKETS_MAX: Final = 65_536
+"""Markets whose last event is remembered: names come from outside, no venue has a tenth of this."""
 
 
 class Phase(Enum):
@@ -131,7 +133,7 @@ class Session:
         self.last_frame_ns: int | None = None
         self.last_data_ns = 0
         self.markets: dict[str, int] = {}
-        """Market -> time of its last event."""
+        """Market -> time of its last event; at most `MARKETS_MAX`."""
         self._settings = settings or SessionSettings()
         self._backoff = Backoff(self._settings.backoff, rng)
         self._pace = pace or ConnectPace(venue.limits.connects_per_s)
@@ -229,8 +231,10 @@ class Session:
 
     def on_market(self, market: str, recv_ns: int) -> None:
         """The frame carried an event of this market. HOT."""
-        self.markets[market] = recv_ns
         self.last_data_ns = recv_ns
+        markets = self.markets
+        if market in markets or len(markets) < MARKETS_MAX:
+            markets[market] = recv_ns
 
     def on_data(self, recv_ns: int) -> None:
         """The frame was data of the venue, though it cannot be said of which market."""
@@ -245,12 +249,12 @@ class Session:
         cause = self._close_cause or end.cause
         self._close_cause = cause
         actions: list[Action] = [close_record(now_ns, CloseFields(end.code, end.reason, cause, self.frames))]
-        if self._stopping:
-            return [*actions, *self._finish(now_ns)]
         if cause != "silence":
             self._patience = 1
-        if self._gap_from_ns is None:
+        if self._gap_from_ns is None and cause != "stop":
             self._begin_gap(cause)
+        if self._stopping:
+            return [*actions, *self._finish(now_ns)]
         if not self._fresh and now_ns - self._opened_ns >= self._healthy_ns:
             self._backoff.reset()
         delay_ns = self._retry(now_ns, 0)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kcs.clock import NS_PER_S
 from kcs.exchanges.base import Heartbeat, Limits
-from kcs.live.actions import CloseConnection, Connect, ConnectFailure, ConnectionEnd, SendPing, SendText, WriteRecord
+from kcs.live.actions import (
+    Action,
+    CloseConnection,
+    Connect,
+    ConnectFailure,
+    ConnectionEnd,
+    SendPing,
+    SendText,
+    WriteRecord,
+)
 from kcs.live.backoff import BackoffSettings, ConnectPace
 from kcs.live.keepalive import NEVER_NS
-from kcs.live.session import Phase, Session, SessionSettings
+from kcs.live.session import MARKETS_MAX, Phase, Session, SessionSettings
 from kcs.model import CloseFields, GapFields, Kind, OpenFields
 from tests.live.support import START_NS, URL, Driver, make_subscription, make_venue
 
@@ -532,10 +544,10 @@ def test_stop_while_a_dead_connection_is_closing() -> None:
     driver.tick(1)
     driver.tick(60)
     assert driver.take(driver.session.stop(driver.now_ns)) == []
-    records = driver.lost()
-    assert [record.fields.cause for record in records] == ["silence"]
+    close, gap = driver.lost()
+    assert close.fields.cause == "silence"
+    assert gap.fields == GapFields(last_ns, driver.now_ns, "silence")
     assert driver.session.finished
-    assert last_ns < driver.now_ns
 
 
 # ---------------------------------------------------------------- what the rest needs
@@ -587,6 +599,82 @@ def test_continued_says_that_the_stream_is_still_open() -> None:
     assert driver.session.continued() == OpenFields(URL, "continued", 1, True)
     driver.lost()
     assert not driver.session.is_open
+
+
+def test_market_names_from_outside_are_bounded() -> None:
+    driver = Driver()
+    driver.open()
+    for number in range(MARKETS_MAX + 10):
+        driver.session.on_market(f"X-{number}", driver.now_ns + number)
+    assert len(driver.session.markets) == MARKETS_MAX
+    assert driver.session.last_data_ns == driver.now_ns + MARKETS_MAX + 9
+    driver.session.on_market("X-0", driver.now_ns + 1)
+    assert driver.session.markets["X-0"] == driver.now_ns + 1
+
+
+STEPS = ("frame", "beat", "tick", "pong", "loss", "open", "fail", "stop")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 90))))
+def test_whatever_happens_the_records_tell_a_consistent_story(steps: list[tuple[str, int]]) -> None:
+    """Any order of events: opens and closes alternate, a gap stands before the frame that ends it, none overlap."""
+    driver = Driver()
+    session = driver.session
+    story: list[WriteRecord | int] = []  # records, and the times of frames
+
+    def take(actions: Sequence[Action]) -> None:
+        story.extend(action for action in driver.take(actions) if isinstance(action, WriteRecord))
+
+    take(session.start(driver.now_ns))
+    for step, seconds in steps:
+        driver.after(seconds)
+        connected = session.phase in (Phase.OPEN, Phase.CLOSING)
+        if step in ("frame", "beat") and connected:
+            take(session.frame(driver.now_ns))
+            story.append(driver.now_ns)
+            if step == "frame":
+                session.on_market("KRW-BTC", driver.now_ns)
+        elif step == "pong" and connected:
+            session.pong(driver.now_ns, b"kcs 1")
+        elif step == "loss" and connected:
+            take(session.closed(driver.now_ns, ConnectionEnd(1006, "", "lost")))
+        elif step == "open" and session.phase is Phase.CONNECTING:
+            take(session.opened(driver.now_ns))
+        elif step == "fail" and session.phase is Phase.CONNECTING:
+            take(session.connect_failed(driver.now_ns, ConnectFailure("dns")))
+        elif step == "stop":
+            take(session.stop(driver.now_ns))
+        else:
+            take(session.tick(driver.now_ns))
+    take(session.stop(driver.now_ns))
+    if session.phase is Phase.CONNECTING:
+        take(session.connect_failed(driver.now_ns, ConnectFailure("cancelled")))
+    elif not session.finished:
+        take(session.closed(driver.now_ns, ConnectionEnd(1000)))
+    assert session.finished
+
+    is_open, frames, losses, gap_end = False, 0, 0, 0
+    for position, item in enumerate(story):
+        if isinstance(item, int):
+            assert is_open
+            frames += 1
+        elif item.kind is Kind.OPEN:
+            assert not is_open
+            is_open = True
+            assert item.fields.frames == frames
+        elif item.kind is Kind.CLOSE:
+            assert is_open
+            is_open = False
+            losses += item.fields.cause != "stop"
+            assert item.fields.frames == frames
+        else:
+            assert gap_end <= item.fields.from_ns <= item.fields.to_ns == item.recv_ns
+            gap_end = item.fields.to_ns
+            if position + 1 < len(story):
+                assert story[position + 1] == gap_end  # the frame that ended it
+    assert not is_open
+    assert bool(losses) == bool(session.gaps)
 
 
 def test_ticking_early_and_often_changes_nothing() -> None:
