@@ -12,7 +12,9 @@ missing or the node does not come up; the node is stopped when the block ends, w
 from __future__ import annotations
 
 import atexit
+import base64
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -22,12 +24,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 POM = Path(__file__).with_name("pom.xml")
 CACHE = Path(os.environ.get("KCS_KAFKA_CACHE") or Path(__file__).with_name(".kafka"))
+PORT_MIN, PORT_MAX = 18_000, 32_000
+"""Below the range from which Linux takes the ports of outgoing connections."""
 JAVA_VERSION_MIN = 17
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
@@ -46,6 +51,8 @@ offsets.topic.replication.factor=1
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0
+broker.session.timeout.ms=1500
+broker.heartbeat.interval.ms=300
 auto.create.topics.enable=false
 """
 
@@ -102,11 +109,21 @@ def fetch() -> Path:
     return home
 
 
+_ports = itertools.cycle(range(PORT_MIN, PORT_MAX))
+for _ in range(os.getpid() * 101 % (PORT_MAX - PORT_MIN)):  # two test runs at once rarely meet
+    next(_ports)
+
+
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody listens on, and that no outgoing connection will be given."""
+    for port in itertools.islice(_ports, PORT_MAX - PORT_MIN):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise KafkaUnavailable(f"no free port from {PORT_MIN} to {PORT_MAX}")
 
 
 class RealKafka:
@@ -151,10 +168,8 @@ class RealKafka:
         (self._home / "server.properties").write_text(server)
         (self._home / "log4j2.properties").write_text(_LOGGING)
         self._java = ["java", f"-Dlog4j2.configurationFile={self._home}/log4j2.properties", "-cp", f"{jars}/*"]
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         storage = [*self._java, "kafka.tools.StorageTool"]
-        cluster_id = subprocess.run(
-            [*storage, "random-uuid"], capture_output=True, text=True, check=True
-        ).stdout.strip()
         formatting = [*storage, "format", "-t", cluster_id, "-c", str(self._home / "server.properties")]
         done = subprocess.run(formatting, capture_output=True, text=True, check=False)
         if done.returncode != 0:

@@ -42,6 +42,7 @@ class Batch:
 
     def __init__(self, builder: Any, positions: list[bytes], tally: Tally, attempts: int = 0) -> None:
         builder._relative_offset = len(positions)
+        builder.positions = positions
         builder.close()
         self.builder = builder
         self.positions = positions
@@ -74,9 +75,15 @@ class Batch:
         return self.rebuilt(records[:middle], compression), self.rebuilt(records[middle:], compression)
 
 
+class Builder(BatchBuilder):  # type: ignore[misc]  # aiokafka is not typed
+    """aiokafka's builder that also knows, once sealed, where its records come from."""
+
+    positions: list[bytes]
+
+
 def new_builder(batch_bytes_max: int, compression: str | None) -> Any:
-    """An empty aiokafka `BatchBuilder`; its first record is taken whatever its size."""
-    return BatchBuilder(batch_bytes_max, COMPRESSION_CODES[compression])
+    """An empty builder; its first record is taken whatever its size."""
+    return Builder(batch_bytes_max, COMPRESSION_CODES[compression])
 
 
 def record_bytes(key: bytes, value: bytes, headers: Iterable[tuple[str, bytes]]) -> int:

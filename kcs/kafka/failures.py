@@ -7,6 +7,8 @@ from typing import Final
 
 from aiokafka import errors
 
+from kcs.kafka.careful import MAYBE_WRITTEN
+
 
 class Verdict(Enum):
     """What is known about a batch whose future failed."""
@@ -62,8 +64,8 @@ def was_answered(error: BaseException) -> bool:
 
 
 def was_judged(error: BaseException) -> bool:
-    """Whether the answer says that this attempt wrote nothing; an unknown failure may come after the writing."""
-    return was_answered(error) and not isinstance(error, errors.UnknownError)
+    """Whether the answer says that this attempt wrote nothing; some failures may come after the writing."""
+    return was_answered(error) and not isinstance(error, (errors.UnknownError, *MAYBE_WRITTEN))
 
 
 def too_large(error: BaseException) -> bool:
@@ -74,7 +76,8 @@ def too_large(error: BaseException) -> bool:
 def named(error: BaseException) -> str:
     """The error for a person: the class without its suffix, and what it says."""
     name = type(error).__name__.removesuffix("Error").removesuffix("Exception")
-    text = str(error).removeprefix(type(error).__name__).removeprefix(": ")
+    text = str(error).removeprefix(f"[Error {getattr(error, 'errno', '')}] ")
+    text = text.removeprefix(type(error).__name__).removeprefix(": ")
     if isinstance(error, errors.UnknownError):
         text = "the broker refused it with a code that the client does not know, such as INVALID_RECORD"
     elif isinstance(error, AssertionError):

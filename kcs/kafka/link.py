@@ -15,8 +15,10 @@ from typing import Any, Final, Protocol
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError as ClientError
 
+from kcs.clock import Clock
 from kcs.errors import KafkaError
 from kcs.kafka.batch import Batch
+from kcs.kafka.careful import make_careful
 from kcs.kafka.quiet import calm
 from kcs.kafka.settings import KafkaSettings, client_options, parse_bootstrap, producer_options
 
@@ -31,8 +33,8 @@ class Link(Protocol):
         """Ship one batch; the result's `offset` is that of its first record (-1: the broker no longer knows)."""
         ...
 
-    async def partitions_of(self, topic: str) -> set[int]:
-        """Partition numbers of a topic that exists."""
+    async def partition_count(self, topic: str) -> int:
+        """Partitions of a topic that exists. Raises kcs.errors.KafkaError."""
         ...
 
     async def close(self) -> None:
@@ -40,11 +42,11 @@ class Link(Protocol):
         ...
 
 
-Connect = Callable[[KafkaSettings], Awaitable[Link]]
+Connect = Callable[[KafkaSettings, Clock], Awaitable[Link]]
 
 
 class ProducerLink:
-    """The real link: idempotent, acks=all, one produce request a broker, retried by aiokafka without limit."""
+    """The real link: idempotent, acks=all, one produce request a broker, repeated by aiokafka without limit."""
 
     __slots__ = ("_producer",)
 
@@ -61,8 +63,15 @@ class ProducerLink:
             return acknowledged
         return asyncio.get_running_loop().create_task(_finished(sending, waiting_for))
 
-    async def partitions_of(self, topic: str) -> set[int]:
-        return set(await self._producer.partitions_for(topic))
+    async def partition_count(self, topic: str) -> int:
+        try:
+            return len(await self._producer.partitions_for(topic))
+        except ClientError as error:
+            raise KafkaError(
+                f"its partitions cannot be learned: {str(error) or type(error).__name__}",
+                where=f"topic {topic}",
+                remedy="create the topic, or give this user the right to describe and write it",
+            ) from None
 
     async def close(self) -> None:
         await _abandon(self._producer)
@@ -87,17 +96,20 @@ def _resumed(started: Coroutine[Any, Any, Any], waiting_for: Any) -> Generator[A
         return done.value
 
 
-async def connect(settings: KafkaSettings) -> Link:
+async def connect(settings: KafkaSettings, clock: Clock) -> Link:
     """A started producer within `settings.connect_timeout_s`. Raises KafkaError naming the brokers and what to do."""
     calm()
+    options = client_options(settings)
     producer = AIOKafkaProducer(
-        **client_options(settings),
+        **options,
         **producer_options(settings),
         enable_idempotence=True,
         acks="all",
         linger_ms=0,
         max_batch_size=settings.batch_bytes_max,
     )
+    if settings.headers:  # without positions in the topic nobody could look
+        make_careful(producer, options["retry_backoff_ms"], options["request_timeout_ms"], clock)
     try:
         async with asyncio.timeout(settings.connect_timeout_s):
             await producer.start()

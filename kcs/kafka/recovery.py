@@ -16,6 +16,7 @@ from kcs.errors import KafkaError
 from kcs.kafka.batch import BATCH_BYTES_MIN, Batch
 from kcs.kafka.failures import Verdict, named, too_large, verdict_of, was_answered, was_judged
 from kcs.kafka.marks import POSITION_ORDER, read_mark
+from kcs.kafka.settings import retry_pause_s
 
 if TYPE_CHECKING:
     from kcs.kafka.link import Link
@@ -26,8 +27,6 @@ _PAUSE_MIN_S: Final = 0.1
 _PAUSE_MAX_S: Final = 10.0
 _ALONE_ATTEMPTS: Final = 3
 """How often a record that the broker fails on, for a reason not known to be its content, is sent alone."""
-_ONE_ATTEMPT_S: Final = 0.1
-"""aiokafka waits this long before it repeats a batch: what came back sooner was sent once."""
 _log = logging.getLogger("kcs.kafka")
 
 
@@ -76,7 +75,8 @@ class Recovery:
 
     async def _recover(self, part: Partition, batch: Batch, link: Link, error: BaseException) -> None:
         verdict = verdict_of(error)
-        once = asyncio.get_running_loop().time() - batch.shipped_s < _ONE_ATTEMPT_S
+        # aiokafka pauses before it repeats a batch: what came back sooner was sent once
+        once = asyncio.get_running_loop().time() - batch.shipped_s < retry_pause_s(self._sink.settings)
         where = f"topic {part.topic} partition {part.number}"
         _log.warning("%s: a batch of %d records came back: %s", where, len(batch.positions), named(error))
         if verdict is Verdict.REFUSED:
@@ -116,7 +116,7 @@ class Recovery:
             attempts = 0
             while self._sink.link is failed:
                 try:
-                    self._sink.adopt(await self._sink.connector(self._sink.settings))
+                    self._sink.adopt(await self._sink.connector(self._sink.settings, self._sink.clock))
                 except KafkaError as error:
                     _log.warning("no new producer yet: %s", error.what)
                     await asyncio.sleep(_pause_s(attempts))

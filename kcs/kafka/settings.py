@@ -63,6 +63,7 @@ class KafkaSettings:
         if self.buffer_bytes_max < self.batch_bytes_max:
             raise ConfigError(f"buffer_bytes_max ({self.buffer_bytes_max}) is less than one batch")
         client_options(self)
+        producer_options(self)
 
 
 def parse_bootstrap(bootstrap: str) -> list[tuple[str, int]]:
@@ -201,6 +202,7 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
         ],
         "client_id": settings.client_id,
         "request_timeout_ms": 30_000,
+        "retry_backoff_ms": 100,
         **_mapped(settings.properties, _CLIENT),
     }
     protocol = options.get("security_protocol", "PLAINTEXT")
@@ -213,6 +215,11 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
             f"TLS properties are given, but security.protocol is {protocol}", remedy="-X security.protocol=SSL"
         )
     return options
+
+
+def retry_pause_s(settings: KafkaSettings) -> float:
+    """How long the client library waits before it repeats something."""
+    return float(_mapped(settings.properties, _CLIENT).get("retry_backoff_ms", 100)) / 1000
 
 
 def producer_options(settings: KafkaSettings) -> dict[str, Any]:

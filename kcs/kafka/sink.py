@@ -59,7 +59,7 @@ class KafkaSink:
         self.failed = 0
         self.cluster_id = ""
         self.embedded = False
-        self._clock = clock
+        self.clock = clock
         self._latency = latency
         self.connector = connector
         self.compression: str | None = producer_options(settings).get("compression_type")
@@ -95,18 +95,12 @@ class KafkaSink:
         with the topics' retention when `retention_forever` is set.
         """
         self._names = topic_names(self.settings.template, channels, exchanges)
-        link = await self.connector(self.settings)
+        link = await self.connector(self.settings, self.clock)
         try:
             wanted = sorted(set(self._names.values()))
-            self.cluster_id, created = await topics.ensure(self.settings, wanted, self._clock.now_ns(), oldest_ns)
+            self.cluster_id, created = await topics.ensure(self.settings, wanted, self.clock.now_ns(), oldest_ns)
             self.embedded = topics.is_embedded(self.cluster_id)
-            counts = {topic: len(await link.partitions_of(topic)) for topic in wanted}
-            for topic, count in (partitions or {}).items():
-                if counts.get(topic, count) < count:
-                    raise KafkaError(
-                        f"topic {topic} has {counts[topic]} partitions, the capture was written to {count}"
-                    )
-                counts[topic] = count if topic in counts else counts[topic]
+            counts = topics.agreed({topic: await link.partition_count(topic) for topic in wanted}, partitions or {})
             old = {topic: count for topic, count in counts.items() if topic not in created}
             ends = await topics.end_offsets(self.settings, old)
         except BaseException:
@@ -307,7 +301,7 @@ class KafkaSink:
             part.floor = base_offset + records
         self._buffered -= batch.size
         if self._latency is not None:
-            now_ns = self._clock.now_ns()
+            now_ns = self.clock.now_ns()
             packed = b"".join(batch.positions)
             self._latency.record_many([now_ns - recv_ns for (recv_ns,) in _RECV_NS.iter_unpack(packed)])
         self._recovery.succeeded(part)

@@ -28,6 +28,8 @@ from kcs.kafka.settings import KafkaSettings, client_options
 FOREVER: Final = {"retention.ms": "-1"}
 _POLL_MS: Final = 1_000
 _READ_STALL_S: Final = 30.0
+_FETCH_WAIT_MS: Final = 20
+"""Ends are known before reading, so there is nothing to wait for at them; a fetch under way delays the next seek."""
 _REPLICATION_DEFAULT: Final = -1
 _log = logging.getLogger("kcs.kafka")
 
@@ -86,8 +88,14 @@ async def _create(settings: KafkaSettings, admin: Any, missing: list[str]) -> No
     replication = settings.replication or _REPLICATION_DEFAULT
     configs = FOREVER if settings.retention_forever else {}
     wanted = [
-        # replica_assignments={}: with None, aiokafka refuses the cluster's default replication
-        NewTopic(topic, settings.partitions, replication, replica_assignments={}, topic_configs=configs)
+        # aiokafka takes the cluster's default replication only together with an empty assignment
+        NewTopic(
+            topic,
+            settings.partitions,
+            replication,
+            replica_assignments=None if settings.replication else {},
+            topic_configs=configs,
+        )
         for topic in missing
     ]
     answer = (await admin.create_topics(wanted)).to_object()
@@ -131,6 +139,18 @@ def _check_topic(settings: KafkaSettings, topic: str, configs: Mapping[str, str]
             where=f"topic {topic} at {settings.bootstrap}",
             remedy=f"kafka-configs --alter --topic {topic} --add-config retention.ms=-1, or another --topic",
         )
+
+
+def agreed(actual: Mapping[str, int], asked: Mapping[str, int]) -> dict[str, int]:
+    """The partition counts to use: those asked for (an earlier run's), else what the topics have now."""
+    for topic in sorted(actual.keys() & asked.keys()):
+        if actual[topic] < asked[topic]:
+            raise KafkaError(
+                f"it has {actual[topic]} partitions, but this capture's records went to {asked[topic]}",
+                where=f"topic {topic}",
+                remedy="deliver into a fresh topic: kcs replay with another --topic",
+            )
+    return {topic: asked.get(topic, count) for topic, count in actual.items()}
 
 
 @contextlib.asynccontextmanager
@@ -233,7 +253,12 @@ async def read_ranges(
 @contextlib.asynccontextmanager
 async def consumer_client(settings: KafkaSettings) -> AsyncIterator[Any]:
     """aiokafka's consumer without a group, connected; its errors leave the block as KafkaError."""
-    consumer = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False, auto_offset_reset="earliest")
+    consumer = AIOKafkaConsumer(
+        **client_options(settings),
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=_FETCH_WAIT_MS,
+    )
     try:
         await _started(settings, consumer.start())
         yield consumer

@@ -1,0 +1,161 @@
+"""Settings that cannot work are refused before a socket is opened, with what to write instead."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+
+from kcs.errors import ConfigError
+from kcs.kafka.settings import (
+    KafkaSettings,
+    check_template,
+    client_options,
+    parse_bootstrap,
+    producer_options,
+    topic_name,
+    topic_names,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("localhost:9092", [("localhost", 9092)]),
+        ("a.b-c_d", [("a.b-c_d", 9092)]),
+        ("one:1, two:65535", [("one", 1), ("two", 65535)]),
+        ("[::1]:9093", [("::1", 9093)]),
+    ],
+)
+def test_bootstrap(text: str, expected: list[tuple[str, int]]) -> None:
+    assert parse_bootstrap(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":9092", "host:", "host:0", "host:70000", "a b:1", "kafka://h:1", "h:1,,g:2", "::1"]
+)
+def test_bad_bootstrap(text: str) -> None:
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        KafkaSettings(text)
+
+
+def test_ipv6_stays_bracketed_for_the_client() -> None:
+    assert client_options(KafkaSettings("[::1]:9093,h:1"))["bootstrap_servers"] == ["[::1]:9093", "h:1"]
+
+
+@pytest.mark.parametrize("template", ["{channel}.{exchange}", "replay.{channel}", "{exchange}_{channel}-1"])
+def test_templates(template: str) -> None:
+    check_template(template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["", "plain", "{exchange}", "{channel}/{exchange}", "../{channel}", "{channel}.{market}", "{channel}{",
+     "{channel}}", "{channel!r}", "{channel:>9}", "{channel.__class__}", "{0}{channel}", "{}{channel}",
+     "{channel} {exchange}", "Ü{channel}"],
+)  # fmt: skip
+def test_bad_templates(template: str) -> None:
+    with pytest.raises(ConfigError):
+        KafkaSettings("h:1", template=template)
+
+
+def test_topic_names_are_legal() -> None:
+    assert topic_name("{channel}.{exchange}", "trade", "upbit") == "trade.upbit"
+    for bad in ("a/b", "", "x" * 250):
+        with pytest.raises(ConfigError, match="legal topic name"):
+            topic_name("{channel}", bad, "upbit")
+    with pytest.raises(ConfigError, match="legal topic name"):
+        topic_name("{channel}", "..", "upbit")
+
+
+def test_topics_of_a_run_include_gaps_and_rejects_and_are_never_shared() -> None:
+    names = topic_names("{channel}.{exchange}", ["trade"], ["upbit"])
+    assert set(names.values()) == {"trade.upbit", "gap.upbit", "reject.upbit"}
+    assert len(topic_names("{channel}", ["trade"], ["upbit"])) == 3
+    with pytest.raises(ConfigError, match="share a topic"):
+        topic_names("{channel}", ["trade"], ["upbit", "binance"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"partitions": 0},
+        {"replication": 0},
+        {"batch_bytes_max": 10},
+        {"batch_bytes_max": 2**20},
+        {"buffer_bytes_max": 10},
+    ],
+)
+def test_bad_numbers(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        KafkaSettings("h:1", **wrong)  # type: ignore[arg-type]
+
+
+def test_properties_are_named_as_in_librdkafka(tmp_path: Path) -> None:
+    settings = KafkaSettings(
+        "h:1",
+        properties={
+            "security.protocol": "sasl_ssl",
+            "sasl.mechanism": "scram-sha-512",
+            "sasl.username": "me",
+            "sasl.password": "secret",
+            "ssl.endpoint.identification.algorithm": "none",
+            "client.id": "my-client",
+            "request.timeout.ms": "7000",
+            "compression.type": "gzip",
+            "acks": "all",
+        },
+    )
+    options = client_options(settings)
+    context = options.pop("ssl_context")
+    assert isinstance(context, ssl.SSLContext)
+    assert context.check_hostname is False
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert options == {
+        "bootstrap_servers": ["h:1"],
+        "client_id": "my-client",
+        "request_timeout_ms": 7000,
+        "retry_backoff_ms": 100,
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "SCRAM-SHA-512",
+        "sasl_plain_username": "me",
+        "sasl_plain_password": "secret",
+    }
+    assert producer_options(settings) == {"compression_type": "gzip"}
+
+
+@pytest.mark.parametrize(
+    ("properties", "message"),
+    [
+        ({"securty.protocol": "SSL"}, r"did you mean 'security.protocol'\?"),
+        ({"qqq": "1"}, "unknown property 'qqq'"),
+        ({"bootstrap.servers": "h:1"}, "-b HOST:PORT"),
+        ({"security.protocol": "TLS"}, "'TLS' is no value"),
+        ({"request.timeout.ms": "soon"}, "'soon' is no value"),
+        ({"acks": "1"}, "always works with acks=all"),
+        ({"enable.idempotence": "false"}, "always works with"),
+        ({"sasl.username": "me"}, "security.protocol is PLAINTEXT"),
+        ({"security.protocol": "SASL_SSL", "sasl.username": "me"}, "sasl.password"),
+        ({"ssl.ca.location": "/x"}, "security.protocol is PLAINTEXT"),
+        ({"security.protocol": "SSL", "ssl.ca.location": "/no/such/ca.pem"}, "/no/such/ca.pem"),
+        ({"compression.type": "rar"}, "'rar' is no value"),
+        ({"security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER"}, "no value"),
+    ],
+)
+def test_bad_properties(properties: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        KafkaSettings("h:1", properties=properties)
+
+
+def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_text("no certificate")
+    with pytest.raises(ConfigError, match=r"ca\.pem"):
+        KafkaSettings("h:1", properties={"security.protocol": "SSL", "ssl.ca.location": str(path)})
+
+
+def test_verification_can_be_switched_off() -> None:
+    properties = {"security.protocol": "SSL", "enable.ssl.certificate.verification": "false"}
+    context = client_options(KafkaSettings("h:1", properties=properties))["ssl_context"]
+    assert context.verify_mode is ssl.CERT_NONE
