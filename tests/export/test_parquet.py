@@ -136,7 +136,7 @@ def test_what_a_row_is_said_to_take_is_about_true() -> None:
 
 
 def test_open_files_are_bounded_and_days_may_return(tmp_path: Path) -> None:
-    days = [0, 1, 2, 3, 0, 3, 1]
+    days = [0, 1, 2, 3, 0, 3, 1, 3]  # 3 is used again before 1 comes, so 0 is completed and not 3
     with ParquetExporter(tmp_path, files_open_max=2) as exporter:
         exporter.start("upbit", CAPTURE)
         for number, day in enumerate(days):
