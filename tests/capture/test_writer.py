@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -332,6 +335,44 @@ def test_worker_that_dies_of_a_defect_says_so(tmp_path: Path) -> None:
     target.append(Kind.TEXT, 1, START_NS, b"x")
     assert target.close(START_NS) == []
     assert target.uncaptured == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB of its own."""
+    mount = shutil.which("mount")
+    where = tmp_path / "disk"
+    where.mkdir()
+    command = [mount or "mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(where)]
+    if mount is None or os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
+
+
+def test_a_real_full_disk(small_disk: Path) -> None:
+    target = writer(small_disk, chunk_bytes_max=100_000)
+    for n in range(5000):
+        target.append(Kind.BINARY, 1, START_NS + n, os.urandom(1000))
+    assert target.failed is not None
+    assert "disk is full" in target.failed.what
+    assert "free space" in target.failed.remedy
+    (sealed,) = target.close(START_NS)
+    records = records_of(sealed.path)
+    assert len(records) == sealed.records == target.captured > 2000
+    assert target.captured + target.uncaptured == 5000
+    with pytest.raises(CaptureWriteError, match="disk is full"):
+        fill_up(small_disk)
+
+
+def fill_up(directory: Path) -> None:
+    """Leave no byte free, then try to begin a capture."""
+    with (directory / "filler").open("wb", buffering=0) as out, contextlib.suppress(OSError):
+        while True:
+            out.write(bytes(4096))
+    writer(directory, number=7)
 
 
 _LIMITED = """
