@@ -1,0 +1,1 @@
+"""The benchmarks of kcs with their gates; README.md says how to run and read them."""

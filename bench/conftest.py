@@ -1,0 +1,77 @@
+"""What benches share: frames, tapes, brokers, the report at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.report import Report
+from bench.tapes import FIXTURE, REAL_FRAMES, Frames, frames_of, imported, long_tape
+from tests.conftest import real_kafka  # noqa: F401 - the fixture
+
+FIXTURE_TAPE_FRAMES = 100_000
+REAL_TAPE_FRAMES = 200_000
+
+_REPORT = pytest.StashKey[Report]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_REPORT] = Report()
+    if not config.option.verbose:
+        config.option.benchmark_quiet = True  # our table says the same in fewer columns; -v shows both
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    report = config.stash[_REPORT]
+    if not report.rows and not report.tables:
+        return
+    terminalreporter.section("kcs benchmarks")
+    for line in report.lines():
+        terminalreporter.write_line(line)
+    terminalreporter.write_line(f"written to {report.write()}")
+
+
+@pytest.fixture(scope="session")
+def report(pytestconfig: pytest.Config) -> Report:
+    """Where figures go."""
+    return pytestconfig.stash[_REPORT]
+
+
+@pytest.fixture(scope="session")
+def frames() -> Frames:
+    """The market frames of the fixture: simulated, DEFAULT spelling, books of 30 levels."""
+    return frames_of(FIXTURE)
+
+
+@pytest.fixture(scope="session")
+def real_capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A capture of the real frames: SIMPLE spelling, books of 15 levels."""
+    if not REAL_FRAMES.exists():
+        pytest.skip(f"no real frames at {REAL_FRAMES}")
+    return imported(REAL_FRAMES, tmp_path_factory.mktemp("real") / "upbit.zst")
+
+
+@pytest.fixture(scope="session")
+def real_frames(real_capture: Path) -> Frames:
+    """The market frames of the real recording."""
+    return frames_of(real_capture)
+
+
+@pytest.fixture(scope="session")
+def fixture_tape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 100,000 frames: the fixture over and over."""
+    return long_tape(FIXTURE, tmp_path_factory.mktemp("tape"), FIXTURE_TAPE_FRAMES)
+
+
+@pytest.fixture(scope="session")
+def real_tape(real_capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 200,000 frames: the real ones over and over."""
+    return long_tape(real_capture, tmp_path_factory.mktemp("tape"), REAL_TAPE_FRAMES)
+
+
+@pytest.fixture(params=["fixture", "real"])
+def tape(request: pytest.FixtureRequest) -> tuple[str, Path]:
+    """Both tapes, one after the other, with their names."""
+    return request.param, request.getfixturevalue(f"{request.param}_tape")
