@@ -133,12 +133,19 @@ class _Player:
         self.last_ns = 0
         self.idle = False
         """True while it only waits for the moment of the next frame."""
+        self.left = SLICE_FRAMES
+        """Records to feed before the loop's turn; chunks of a quiet feed are smaller than that."""
         self.whole = plan.from_ns is None and plan.to_ns is None and plan.loops == 1
         self.lines: dict[bytes, _Line] = {}
 
     @property
     def stopped(self) -> bool:
         return self.stop is not None and self.stop.is_set()
+
+    async def turn(self) -> None:
+        """Let the loop do what else there is: acks, signals."""
+        self.left = SLICE_FRAMES
+        await asyncio.sleep(0)
 
     def _past_end(self, run: list[RawRecord]) -> bool:
         """True when every record that may still come is later than `to_ns`: heads come in time order."""
@@ -227,16 +234,19 @@ class _Line:
             pipeline.control(kind, stream, recv_ns, fields, payload)
 
     async def _feed_fast(self, run: list[RawRecord]) -> None:
-        player, done = self.player, 0
-        while done < len(run):
-            if done:
-                await asyncio.sleep(0)
+        player, start = self.player, 0
+        while start < len(run):
+            if player.left <= 0:
+                await player.turn()
                 if player.stopped:
                     return
-            done += await self._slice(run[done : done + SLICE_FRAMES])
+            records = run[start : start + player.left]
+            await self._slice(records)
+            start += len(records)
+            player.left -= len(records)
 
-    async def _slice(self, records: list[RawRecord]) -> int:
-        """Feed a slice, waiting wherever the sink is full; how many records it had. What was fed is always counted."""
+    async def _slice(self, records: list[RawRecord]) -> None:
+        """Feed a slice, waiting wherever the sink is full. What was fed is counted, even when the wait is cut."""
         pipeline, player = self.pipeline, self.player
         feed, sink, frames = pipeline.feed, player.sink, 0
         record = None
@@ -257,11 +267,12 @@ class _Line:
             player.frames += frames
             if record is not None:
                 player.last_ns = max(player.last_ns, record[3])
-        return len(records)
 
     async def _feed_paced(self, run: list[RawRecord], pacer: Pacer) -> None:
-        player, sink, count = self.player, self.player.sink, 0
+        player, sink = self.player, self.player.sink
         for record in run:
+            if player.left <= 0:
+                await player.turn()  # late frames do not wait, so nobody else would get one
             if player.stopped:
                 return
             player.idle = True
@@ -272,10 +283,7 @@ class _Line:
             self._one(record)
             player.frames += record[1] in _FRAME_KINDS
             player.last_ns = max(player.last_ns, record[3])
-            count += 1
-            if count == SLICE_FRAMES:
-                count = 0
-                await asyncio.sleep(0)  # late frames do not wait, so nobody else would get a turn
+            player.left -= 1
 
     def played(self) -> Played:
         tape, player = self.tape, self.player
