@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kcs.kafka.sink import KafkaSink
 
 _PAUSE_MIN_S: Final = 0.1
-_PAUSE_MAX_S: Final = 10.0
+_PAUSE_MAX_S: Final = 2.0
 _ALONE_ATTEMPTS: Final = 3
 """How often a record that the broker fails on, for a reason not known to be its content, is sent alone."""
 _log = logging.getLogger("kcs.kafka")

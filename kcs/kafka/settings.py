@@ -10,6 +10,7 @@ import re
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from string import Formatter
 from typing import Any, Final
 
@@ -138,6 +139,12 @@ def _flag(text: str) -> bool:
 def _compression(text: str) -> str | None:
     if text not in ("none", "gzip", "snappy", "lz4", "zstd"):
         raise ValueError
+    if text in ("snappy", "lz4", "zstd") and find_spec("cramjam") is None:
+        raise ConfigError(
+            f"compression {text} needs a package that is not installed",
+            where=f"-X compression.type={text}",
+            remedy="pip install cramjam, or -X compression.type=gzip",
+        )
     return None if text == "none" else text
 
 
@@ -150,6 +157,12 @@ def _protocol(text: str) -> str:
 def _mechanism(text: str) -> str:
     if text.upper() not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"):
         raise ValueError
+    if text.upper() == "GSSAPI" and find_spec("gssapi") is None:
+        raise ConfigError(
+            "Kerberos needs a package that is not installed",
+            where=f"-X sasl.mechanism={text}",
+            remedy="pip install gssapi",
+        )
     return text.upper()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,20 @@ def test_properties_are_named_as_in_librdkafka(tmp_path: Path) -> None:
 )
 def test_bad_properties(properties: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
+        KafkaSettings("h:1", properties=properties)
+
+
+@pytest.mark.parametrize(
+    ("properties", "package"),
+    [
+        ({"compression.type": "zstd"}, "cramjam"),
+        ({"security.protocol": "SASL_SSL", "sasl.mechanism": "GSSAPI"}, "gssapi"),
+    ],
+)
+def test_what_needs_another_package_says_so(properties: dict[str, str], package: str) -> None:
+    if find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(ConfigError, match=f"pip install {package}"):
         KafkaSettings("h:1", properties=properties)
 
 
