@@ -44,6 +44,14 @@ def write_error(exc: OSError, path: Path, doing: str) -> CaptureWriteError:
     return error
 
 
+def exists(path: Path) -> bool:
+    """Whether something has this name. Raises `CaptureWriteError` where that cannot be seen."""
+    try:
+        return path.exists()
+    except OSError as exc:
+        raise write_error(exc, path, "look at it") from exc
+
+
 def create_locked(path: Path) -> int:
     """A new file under an exclusive lock; its descriptor. Raises `CaptureWriteError` when it exists already."""
     try:

@@ -33,7 +33,7 @@ from kcs.capture.format import (
     header_fields,
     pack_entry,
 )
-from kcs.capture.osfile import assert_not_locked, create_locked, sync_directory, write_all, write_error
+from kcs.capture.osfile import assert_not_locked, create_locked, exists, sync_directory, write_all, write_error
 from kcs.capture.records import RECORD_HEAD_BYTES, Appended, RawRecord, compressor, encode_records
 from kcs.capture.tally import Damage, Summary, Tally, fields_of
 from kcs.errors import CaptureWriteError
@@ -72,7 +72,7 @@ class CaptureFile:
         replace: bool = False,
     ) -> None:
         """Create it and write the header. `replace`: `final` may exist and is replaced by the seal."""
-        if not replace and final.exists():
+        if not replace and exists(final):
             raise CaptureWriteError(
                 "it exists already",
                 where=str(final),
@@ -230,9 +230,12 @@ def making(target: Path, header: CaptureHeader, *, level: int = 3, force: bool =
     `force`: an existing `target` is replaced by the seal. Raises `CaptureWriteError`, `CaptureBusyError`.
     """
     path = target.with_name(target.name + ".tmp")
-    if path.exists():
+    if exists(path):
         assert_not_locked(path)
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise write_error(exc, path, "remove what a dead run left") from exc
     file = CaptureFile(path, target, header, level=level, replace=force)
     try:
         yield file

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 import zstandard
 
@@ -27,6 +28,8 @@ from kcs.errors import CaptureError, DamagedCaptureError, NotACaptureError
 from kcs.model import Kind, Record
 
 __all__ = ["CaptureHeader", "CaptureInfo", "CaptureReader", "Damage", "RawRecord"]
+
+_KINDS: Final = {int(kind): kind for kind in Kind}
 
 
 class CaptureReader:
@@ -73,7 +76,7 @@ class CaptureReader:
     def batches(
         self, from_ns: int | None = None, to_ns: int | None = None, *, from_number: int = 0
     ) -> Iterator[list[RawRecord]]:
-        """Lists of (number, kind, stream, recv_ns, payload, fields), never empty, at most 4,096 long, within one chunk.
+        """Lists of (number, kind, stream, recv_ns, payload, fields), never empty, at most 512 long, within one chunk.
 
         Only records with `from_ns <= recv_ns < to_ns` and `number >= from_number`; chunks without any are not read.
         """
@@ -107,7 +110,7 @@ class CaptureReader:
         """The same records one by one, as `model.Record`."""
         for batch in self.batches(from_ns, to_ns):
             for number, kind, stream, recv_ns, payload, fields in batch:
-                yield Record(number, Kind(kind), stream, recv_ns, payload, fields)
+                yield Record(number, _KINDS[kind], stream, recv_ns, payload, fields)
 
     def chunks(self, wanted: Wanted | None = None) -> Iterator[Chunk]:
         """The chunks as stored, checksums verified; for tools that move them without decoding.

@@ -22,8 +22,8 @@ RECORD: Final = Struct("<QIIB")
 RECORD_HEAD_BYTES: Final = RECORD.size
 _LENGTH: Final = Struct("<I")
 
-BATCH_RECORDS_MAX: Final = 4096
-"""Records in one list of `iter_batches`: keeps a large chunk from becoming a hundred thousand objects at once."""
+BATCH_RECORDS_MAX: Final = 512
+"""Records in one list of `iter_batches`: few enough to stay in the cache, and to share the loop with others."""
 
 ANCILLARY_KIND: Final = 128
 """Kinds from here on may be ignored by who does not know them."""
@@ -92,6 +92,15 @@ def decode_fields(kind: int, body: bytes) -> tuple[Fields, bytes]:
         return decoder.decode(body[4:end]), body[end:]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise Malformed(f"bad fields of a {Kind(kind).name.lower()} record: {exc}") from exc
+
+
+def as_read(number: int, record: Appended) -> RawRecord:
+    """A record as a reader would give it. Raises `Malformed`, `Newer`."""
+    kind, stream, recv_ns, body = record
+    if Kind.SENT <= kind <= Kind.BINARY:
+        return number, kind, stream, recv_ns, body, None
+    fields, payload = decode_fields(kind, body)
+    return number, kind, stream, recv_ns, payload, fields
 
 
 def encode_records(records: Sequence[Appended]) -> bytes:

@@ -27,9 +27,8 @@ from kcs.capture.output import SealedCapture
 from kcs.capture.records import (
     Appended,
     RawRecord,
+    as_read,
     encode_fields,
-    encode_records,
-    iter_batches,
 )
 from kcs.capture.worker import Job, NextFile, PendingChunk, Worker, WriterSettings, capture_name, partial_path
 from kcs.errors import CaptureWriteError, UsageError
@@ -159,8 +158,8 @@ class CaptureWriter:
 
     def tick(self, now_ns: int) -> None:
         """Hand the open chunk over when it is old enough. Call it every 50 ms or so."""
-        if self._records and now_ns >= self._due_ns:
-            self.flush()
+        if self._records and not self._due_ns - self._hand_over_ns <= now_ns < self._due_ns:
+            self.flush()  # also a chunk that seems to begin in the future: its age cannot be told
 
     def flush(self) -> None:
         """Hand the open chunk over now; returns before it is on disk."""
@@ -213,17 +212,19 @@ class CaptureWriter:
         self._first = 0
         self._give(NextFile(header))
 
-    def unwritten(self) -> list[RawRecord]:
-        """The records of the current file that are not yet on disk, in order; for whoever follows the capture."""
+    def unwritten(self, from_number: int = 0) -> list[RawRecord]:
+        """Records of the current file that may not be on disk yet, in order; for whoever follows the capture.
+
+        A chunk just being written may already be in the file too: go by the numbers.
+        """
         chunks = [c for c in self._pending.copy() if c.capture_id == self._header.capture_id]
-        if self._records:
-            chunks.append(PendingChunk(self._header.capture_id, self._first, self._records, self._bytes))
-        return [
-            record
-            for chunk in chunks
-            for batch in iter_batches(encode_records(chunk.records), chunk.first_number, len(chunk.records))
-            for record in batch
-        ]
+        chunks.append(PendingChunk(self._header.capture_id, self._first, self._records, self._bytes))
+        found: list[RawRecord] = []
+        for chunk in chunks:
+            skip = max(0, from_number - chunk.first_number)
+            for number, record in enumerate(chunk.records[skip:], chunk.first_number + skip):
+                found.append(as_read(number, record))
+        return found
 
     def close(self, now_ns: int) -> list[SealedCapture]:
         """Write what is left, seal, end the thread; all sealed files of this run. Look at `failed` afterwards."""

@@ -14,6 +14,7 @@ import zstandard
 
 from kcs.capture.output import CaptureFile, ChunkPacker, making
 from kcs.capture.records import Appended, encode_records
+from kcs.clock import SystemClock
 from kcs.errors import CaptureBusyError, CaptureWriteError
 from tests.capture.making import header, make, records_of
 
@@ -142,6 +143,16 @@ def test_packer_ends_a_chunk_where_numbers_jump_or_it_is_full(tmp_path: Path) ->
     file.seal()
     assert file.tally.chunks == 4
     assert [r.number for r in records_of(tmp_path / "a.zst")] == numbers
+
+
+def test_seal_of_a_day_of_small_chunks_is_quick(tmp_path: Path) -> None:
+    file = new(tmp_path)
+    file.write(0, RECORDS)
+    file._entries *= 345_600
+    clock = SystemClock()
+    start = clock.monotonic_ns()
+    file.seal()
+    assert clock.monotonic_ns() - start < 1_000_000_000
 
 
 def test_tools_leave_nothing_behind_when_they_fail_and_replace_a_dead_ones_rest(tmp_path: Path) -> None:

@@ -99,6 +99,14 @@ def test_age_is_that_of_the_chunk_not_of_the_file(tmp_path: Path) -> None:
     target.close(START_NS)
 
 
+def test_time_from_the_future_does_not_keep_a_chunk_in_memory(tmp_path: Path) -> None:
+    target = writer(tmp_path)
+    target.append(Kind.TEXT, 1, START_NS + 3600 * SECOND, b"an hour ahead")
+    target.tick(START_NS)
+    assert numbers_on_disk(target) == [0]
+    target.close(START_NS)
+
+
 def test_times_that_run_back_stay_as_they_are(tmp_path: Path) -> None:
     target = writer(tmp_path)
     for t in (START_NS + 9, START_NS + 5, START_NS + 7):
@@ -116,6 +124,7 @@ def test_unwritten_and_disk_together_are_everything(tmp_path: Path) -> None:
             target.flush()
     on_disk = records_of(target.path)
     rest = target.unwritten()
+    assert target.unwritten(9) == rest[3:]
     assert len(on_disk) == 6
     assert [(r.number, r.kind, r.stream, r.recv_ns, r.payload, r.fields) for r in all_kinds()[6:]] == rest
     target.close(START_NS)
