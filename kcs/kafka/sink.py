@@ -391,8 +391,6 @@ class KafkaSink:
         if self._changed is None:
             self._changed = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._changed)
-        if self.fault is not None:
-            raise self.fault
 
     def wake(self) -> None:
         """Something changed for those who wait in `room` or `drain`."""
