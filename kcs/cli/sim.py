@@ -21,6 +21,7 @@ def sim(
         list[str] | None, typer.Option(help="Repeatable or comma separated; default: all simulated.")
     ] = None,
     channel: Annotated[list[str] | None, typer.Option(help="Repeatable or comma separated; default: all.")] = None,
+    burst: Annotated[int, typer.Option(help="Rate inside a burst, in percent of the mean; 100: no bursts.")] = 200,
     epoch: Annotated[
         str | None, typer.Option(help="Venue time at the start: RFC 3339, or `now`. Default: a fixed date.")
     ] = None,
@@ -56,6 +57,7 @@ def sim(
         markets=tuple(split_names(market or [])) or DEFAULT_MARKETS,
         channels=tuple(split_names(channel or [])) or CHANNELS,
         epoch_ns=epoch_ns,
+        burst_percent=burst,
         duration_ns=None if duration is None else parse_duration_ns(duration, "--duration"),
         frames_max=frames,
         host=host,
