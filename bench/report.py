@@ -112,9 +112,7 @@ class Report:
 
     def write(self) -> Path:
         """The figures as JSON: one file a run, and `latest.json`."""
-        rows = [
-            {**asdict(row), "median": row.median, "best": _best(row), "worst": _worst(row)} for row in self.rows
-        ]
+        rows = [{**asdict(row), "median": row.median, "best": _best(row), "worst": _worst(row)} for row in self.rows]
         content = orjson.dumps(
             {"machine": self.machine(), "rows": rows, "tables": dict(self.tables)}, option=orjson.OPT_INDENT_2
         )

@@ -90,7 +90,7 @@ def long_tape(source: Path, directory: Path, frames: int) -> Path:
         )
     span_ms = (records[-1].recv_ns - records[0].recv_ns) // NS_PER_MS + 10_000
     copies = max(1, round(frames / sum(record.kind in _FRAMES for record in records)))
-    settings = WriterSettings(threaded=False)
+    settings = WriterSettings(threaded=False, flush_ns=1 << 60)  # full chunks, as on a busy feed or after repacking
     directory.mkdir(parents=True, exist_ok=True)
     writer = CaptureWriter(directory, header, settings=settings, new_id=lambda: b"kcsbench")
     for record in _copies(records, copies, span_ms):
