@@ -1,8 +1,8 @@
 """What flows through kcs: market events and capture records. Imports nothing of kcs.
 
 Units: prices in the quote currency, quantities in the base currency, both float64; times as integer nanoseconds since
-the Unix epoch (`*_ns`), made from the venue's own digits. In Kafka `ts` is `ts_ns / 1_000_000_000` (int by int: correctly rounded, so it prints as
-the venue wrote it), float Unix seconds.
+the Unix epoch (`*_ns`), made from the venue's own digits. In Kafka `ts` is `ts_ns / 1_000_000_000`, float Unix seconds:
+an int by an int is rounded once, so it prints as the venue wrote it.
 `side` is the *taker's*: BUY = 1, SELL = -1. Everything here is immutable and slotted; `gc=False` is safe because none
 of these objects can be part of a reference cycle.
 """
