@@ -92,7 +92,7 @@ def tape(request: pytest.FixtureRequest) -> tuple[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def warm_kafka(real_kafka: str, fixture_tape: Path) -> str:
+def warm_kafka(real_kafka: str, fixture_tape: Path) -> str:  # noqa: F811
     """A real Kafka whose JIT has seen batches: a cold one costs a factor of 2 to 4."""
     outcome("replay", str(fixture_tape), "--bootstrap", real_kafka, "--rounds", "4", timeout_s=200)
     return real_kafka

@@ -1,7 +1,7 @@
 """One and the same trade as seven kinds of Python objects, with the ways to make, read and write each.
 
-The wire names are the venue's (`code`, `trade_price`, ...), so that decoding is what an adapter has to do: pick six keys
-of a frame that has twenty. Used by test_dto.py only.
+The wire names are the venue's (`code`, `trade_price`, ...), so that decoding is what an adapter has to do: pick six
+keys of a frame that has twenty. Used by test_dto.py only.
 """
 
 from __future__ import annotations

@@ -15,11 +15,10 @@ from time import perf_counter
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError
 
 from kcs.clock import SystemClock
 from kcs.kafka.settings import KafkaSettings
+from kcs.kafka.topics import ensure
 from kcs.model import CHANNELS
 from kcs.replay.engine import Plan, replay
 from kcs.replay.source import plan
@@ -116,7 +115,7 @@ async def idle_latency(bootstrap: str, topic: str, seconds: float) -> dict[str, 
 
 
 async def _producer(bootstrap: str, topics: list[str], batch_bytes: int) -> Any:
-    await _create(bootstrap, topics)
+    await ensure(KafkaSettings(bootstrap), topics, SystemClock().now_ns(), None)
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap, enable_idempotence=True, acks="all", linger_ms=0, max_batch_size=batch_bytes
     )
@@ -124,15 +123,3 @@ async def _producer(bootstrap: str, topics: list[str], batch_bytes: int) -> Any:
     for topic in topics:
         await producer.partitions_for(topic)
     return producer
-
-
-async def _create(bootstrap: str, topics: list[str]) -> None:
-    """One partition each. The embedded broker knows no creation: there they appear by themselves."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    try:
-        await admin.start()
-        await admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1) for topic in topics])
-    except KafkaError:
-        pass
-    finally:
-        await admin.close()

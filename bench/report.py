@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(slots=True, frozen=True)
 class Gate:
-    """A limit. `at_most` or `at_least` it, in the row's unit; `profile` is the command that shows where the time goes."""
+    """A limit in the row's unit: below it, or above it with `at_least`. `profile`: how to see where the time goes."""
 
     limit: float
     profile: str

@@ -3,7 +3,7 @@
     python -m bench.rig replay TAPE --bootstrap HOST:PORT --rounds 5        TAPE from `python -m bench.rig tape OUT_DIR`
     python -m bench.rig live --bootstrap HOST:PORT --channel trade --rounds 5 --seconds 6
 
-Each prints one JSON object on stdout. They use kcs as its verbs do: the same loop, sinks, settings, collector, frozen heap;
+Each prints one JSON object on stdout. They use kcs as its verbs do (loop, sinks, settings, collector, frozen heap);
 headers, digest, recording, acks=all and idempotence are on. They are what to put a profiler on (README.md).
 """
 

@@ -113,7 +113,7 @@ def _copies(records: list[Record], copies: int, span_ms: int) -> Iterator[Record
 
 
 def book_of_1024_bytes(book: bytes) -> bytes:
-    """An order book in DEFAULT spelling, cut to the levels that fit into 1,024 bytes, padded with a key nobody reads."""
+    """An order book in DEFAULT spelling, cut to what fits into 1,024 bytes, padded with a key nobody reads."""
     units = _UNIT.findall(book)
     head, tail = book[: book.index(b"[{") + 1], book[book.rindex(b"}]") + 1 :]
     while len(head) + len(b",".join(units)) + len(tail) > 1024 - len(b',"pad":""'):

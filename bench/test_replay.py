@@ -1,4 +1,4 @@
-"""Replay to acks in one process: read, parse, encode, digest, produce, wait for every ack. Reference: ready-made batches."""
+"""Replay to acks in one process: read, parse, encode, digest, produce, wait for every ack. Reference: ready batches."""
 
 from __future__ import annotations
 

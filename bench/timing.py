@@ -1,4 +1,4 @@
-"""Rounds of a measurement and of its reference, one after the other, so that the machine's pace cancels in the ratio."""
+"""Rounds of a measurement and of its reference, one after the other, so that the machine's pace cancels."""
 
 from __future__ import annotations
 
