@@ -17,8 +17,8 @@ class Partition:
     """One partition as the sink sees it: the open batch, those that wait, the one that flies."""
 
     __slots__ = (
-        "append", "batch_bytes_max", "builder", "floor", "flying", "link", "number", "positions", "sent", "topic",
-        "waiting",
+        "append", "batch_bytes_max", "builder", "floor", "flying", "link", "number", "positions", "sent", "tally",
+        "topic", "waiting",
     )  # fmt: skip
 
     def __init__(self, topic: str, number: int, floor: int, batch_bytes_max: int) -> None:
@@ -31,6 +31,8 @@ class Partition:
         self.builder: Any = None
         self.append: Callable[..., Any] = no_builder
         self.positions: list[bytes] = []
+        self.tally: Any = None
+        """Whose records the open batch holds."""
         self.waiting: deque[Batch] = deque()
         self.flying: Batch | None = None
         self.link: Link | None = None

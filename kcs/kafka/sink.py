@@ -156,13 +156,10 @@ class KafkaSink:
         return self._buffered > self.settings.buffer_bytes_max
 
     def start(self, capture_id: bytes) -> None:
-        """Records from now on belong to this capture; a batch never holds records of two."""
+        """Records from now on belong to this capture. A batch never holds records of two, but captures that take turns
+        on different topics do not cut each other's batches."""
         if len(capture_id) != 8:
             raise ValueError(f"a capture id has 8 bytes, not {len(capture_id)}")
-        for part in self._all_partitions():
-            if part.positions:
-                part.waiting.append(self._seal(part))
-                self._ship_next(part)
         self._capture = capture_id
         self._tally = self._tallies.of(capture_id)
 
@@ -191,7 +188,10 @@ class KafkaSink:
         else:
             own = []
         positions = part.positions
-        if part.append(len(positions), recv_ns // 1_000_000, route.key, value, own) is None:
+        if (
+            part.tally is not self._tally
+            or part.append(len(positions), recv_ns // 1_000_000, route.key, value, own) is None
+        ):
             self._emit_first(part, route.key, value, recv_ns // 1_000_000, position, own)
         else:
             positions.append(position)
@@ -214,6 +214,7 @@ class KafkaSink:
         if part.positions:
             part.waiting.append(self._seal(part))
             self._ship_next(part)
+        part.tally = self._tally
         part.builder = new_builder(part.batch_bytes_max, self.compression)
         part.append = part.builder._builder.append
         part.append(0, timestamp_ms, key, value, headers)
@@ -226,13 +227,13 @@ class KafkaSink:
     # --- shipping -----------------------------------------------------------------------------------------------------
 
     def _seal(self, part: Partition) -> Batch:
-        batch = Batch(part.builder, part.positions, self._tally)
+        batch = Batch(part.builder, part.positions, part.tally)
         part.builder = None
         part.append = no_builder
         part.positions = []
         records = len(batch.positions)
         self._sealed += records
-        self._tally.produced += records
+        batch.tally.produced += records
         self._buffered += batch.size
         return batch
 
@@ -373,7 +374,7 @@ class KafkaSink:
     def delivery(self, capture_id: bytes | None = None) -> Delivery:
         """What became of one capture's records (default: the current one's); the last 1024 captures are known."""
         tally = self._tally if capture_id is None else self._tallies.of(capture_id)
-        unsealed = sum(len(part.positions) for part in self._all_partitions()) if tally is self._tally else 0
+        unsealed = sum(len(part.positions) for part in self._all_partitions() if part.tally is tally)
         return tally.delivery(unsealed)
 
     def offsets(self, capture_id: bytes | None = None) -> Offsets:

@@ -154,6 +154,22 @@ def test_a_batch_never_holds_records_of_two_captures(cluster: FakeCluster) -> No
     assert captures == [CAPTURE, CAPTURE, b"capture2"]
 
 
+def test_captures_that_take_turns_on_different_topics_do_not_cut_each_others_batches(cluster: FakeCluster) -> None:
+    async def run() -> None:
+        sink = await open_sink(cluster)
+        for number in range(4):
+            sink.start(CAPTURE)
+            emit(sink, number)
+            sink.start(b"capture2")
+            emit(sink, number, channel="orderbook")
+        await sink.drain()
+        assert batches(cluster) == [[0, 1, 2, 3], [0, 1, 2, 3]]
+        assert (sink.delivery(CAPTURE).acked, sink.delivery(b"capture2").acked) == (4, 4)
+        await sink.close()
+
+    asyncio.run(run())
+
+
 def test_records_carry_their_key_time_and_headers(cluster: FakeCluster) -> None:
     async def run() -> None:
         sink = await open_sink(cluster)
