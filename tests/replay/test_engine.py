@@ -190,12 +190,14 @@ def test_damage_is_counted_in_each_pass(tmp_path: Path) -> None:
     assert twice.unread == 2 * once.unread > 0
 
 
-def test_a_file_that_was_never_sealed_gives_what_it_has_and_no_digest(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "code"), [("copy.zst.partial", 0), ("copy.zst", 3)])
+def test_a_file_that_was_never_sealed_gives_what_it_has_and_no_digest(tmp_path: Path, name: str, code: int) -> None:
+    """A `.partial` says by its name that more may have followed; under a sealed file's name it is a loss."""
     target = writer(tmp_path, 1)
     for recv_ns, payload in trades(100):
         target.append(Kind.TEXT, 0, recv_ns, payload)
     target.flush()
-    copy = tmp_path / "copy.zst.partial"
+    copy = tmp_path / name
     copy.write_bytes(target.path.read_bytes())
     target.close(START_NS)
     sink = ListSink()
@@ -203,6 +205,7 @@ def test_a_file_that_was_never_sealed_gives_what_it_has_and_no_digest(tmp_path: 
     assert len(sink.records) == 100
     assert result.played[0].digest is None
     assert ledger.received == 100
+    assert exit_code(result, ledger) == code
 
 
 # --- back-pressure --------------------------------------------------------------------------------------------------
@@ -396,12 +399,21 @@ def test_stop_while_the_sink_is_stuck_ends_within_the_grace_and_says_what_is_in_
     async def it_is_stuck(stop: asyncio.Event) -> None:
         await sink.stuck.wait()
 
+    timeouts: list[float] = []
+    wait = asyncio.wait
+
+    async def watched(tasks: Any, *, timeout: float | None = None, **how: Any) -> Any:  # noqa: ASYNC109
+        timeouts.extend([] if timeout is None else [timeout])
+        return await wait(tasks, timeout=timeout, **how)
+
+    monkeypatch.setattr(asyncio, "wait", watched)
     result, ledger, seconds = interrupted(path, sink, it_is_stuck, speed=speed)
+    assert sum(timeouts) == pytest.approx(0.15, abs=0.05), "one grace for feeding and draining together"
     assert (ledger.produced, ledger.acked, ledger.in_flight) == (room_for, 0, room_for)
     assert ledger.received == ledger.captured == room_for
     assert result.interrupted
     assert exit_code(result, ledger) == 3
-    assert 0.1 <= seconds < 0.15 + 2.0, "one grace for feeding and draining together"
+    assert 0.1 <= seconds < 0.15 + 2.0
 
 
 def test_stop_while_draining_waits_for_the_acks(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from kcs.capture.format import DESCRIPTOR_BYTES
 from kcs.capture.reader import CaptureReader
-from kcs.capture.recover import repack
+from kcs.capture.recover import recover, repack
 from kcs.errors import NotACaptureError, UsageError
 from kcs.model import Kind
 from kcs.replay.source import Tape, merged, plan
@@ -118,6 +118,13 @@ def test_what_is_missing_is_counted(tmp_path: Path) -> None:
     assert tape.lost == 100 - len(numbers) == 10
     assert tape.damaged >= 1
     assert numbers == [*range(40), *range(50, 100)]
+    saved = tmp_path / "saved.zst"
+    recover(path, saved)
+    (source,) = plan([saved])
+    tape = Tape(source, 0)
+    while tape.fill():
+        tape.take(None)
+    assert (tape.lost, tape.damaged) == (10, 0), "a hole is a loss although the file itself is whole"
 
 
 def test_a_cut_file_counts_what_it_lost_as_at_least_one(tmp_path: Path) -> None:
