@@ -214,7 +214,7 @@ def _report(
         captures=captures,
         digest=results[0].digest if len(results) == 1 else None,
         reconnects=sum(result.reconnects for result in results),
-        catch_ups=0,
+        catch_ups=None,
         ack_latency=latency,
         gc=gc,
         loop_lag=loop_lag,
