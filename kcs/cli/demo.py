@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -154,6 +153,8 @@ async def _demo(directory: Path, seconds: float, rate: int, seed: int, *, quiet:
 @asynccontextmanager
 async def _simulator(seed: int, rate: int) -> AsyncIterator[str]:
     """`kcs sim` in a process of its own, so that it does not share the collector's loop; yields its URL."""
+    import asyncio  # 30 ms that `kcs --help` can do without
+
     arguments = ("sim", "--port", "0", "--seed", str(seed), "--rate", str(rate), "--epoch", "now")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "kcs", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
