@@ -1,0 +1,166 @@
+"""`verify`: whole or not, the same as live or not, comparable or not; every byte is looked at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kcs.capture.format import DESCRIPTOR_BYTES
+from kcs.capture.reader import CaptureReader
+from kcs.capture.recover import recover, repack
+from kcs.errors import CaptureError, NotACaptureError
+from kcs.live.receipt import receipt_path
+from kcs.model import Kind
+from kcs.sink import RECORD_SCHEMA_VERSION
+from kcs.verify import verify
+from tests.replay.making import MS, START_NS, make, trade, trades, writer
+
+
+def write_receipt(capture: Path, **fields: object) -> Path:
+    path = receipt_path(capture)
+    path.write_text(json.dumps({"record_schema": RECORD_SCHEMA_VERSION, "version": 1, "cluster": "x", **fields}))
+    return path
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x40
+    path.write_bytes(content)
+
+
+def test_a_whole_capture(tmp_path: Path) -> None:
+    path = make(tmp_path, 7, [*trades(100), (START_NS, b"junk"), (START_NS, b'{"status":"UP"}')])
+    verdict = verify(path)
+    assert (verdict.ok, verdict.whole, verdict.sealed, verdict.holes, verdict.damage) == (True, True, True, 0, ())
+    assert (verdict.capture_id, verdict.exchange, verdict.records) == ("0000000000000007", "upbit", 102)
+    assert (verdict.ledger.parsed, verdict.ledger.ignored) == (100, {"heartbeat": 1})
+    assert (verdict.ledger.rejected, verdict.ledger.acked) == ({"not_json": 1}, 101)
+    assert verdict.comparisons == ()
+
+
+def test_the_digest_is_of_what_it_becomes_not_of_the_file(tmp_path: Path) -> None:
+    path = make(tmp_path, 1, trades(200), chunk=5)
+    before = verify(path).digest
+    repack(path)
+    assert verify(path).digest == before
+    other = make(tmp_path, 2, [*trades(199), (START_NS + 199 * 10 * MS, trade(199, side="ASK"))])
+    assert verify(other).digest != before
+
+
+@pytest.mark.parametrize("spelling", [str.lower, str.upper])
+def test_compared_with_a_digest_that_is_given(tmp_path: Path, spelling: object) -> None:
+    path = make(tmp_path, 1, trades(10))
+    digest = verify(path).digest
+    good = verify(path, expected=spelling(digest))  # type: ignore[operator]
+    assert good.ok
+    assert good.comparisons[0].matches is True
+    bad = verify(path, expected="0" * 64)
+    assert bad.whole
+    assert not bad.ok
+    assert bad.comparisons[0].matches is False
+
+
+def test_compared_with_the_receipt(tmp_path: Path) -> None:
+    path = make(tmp_path, 1, trades(10))
+    receipt = write_receipt(path, digest=verify(path).digest)
+    verdict = verify(path)
+    assert verdict.ok
+    assert [(c.source, c.matches) for c in verdict.comparisons] == [(str(receipt), True)]
+    write_receipt(path, digest="f" * 64)
+    assert not verify(path).ok
+
+
+def test_another_record_schema_is_not_comparable_and_no_fault(tmp_path: Path) -> None:
+    path = make(tmp_path, 1, trades(10))
+    write_receipt(path, digest="f" * 64, record_schema=RECORD_SCHEMA_VERSION + 1)
+    verdict = verify(path)
+    assert verdict.ok
+    assert verdict.comparisons[0].matches is None
+    assert f"schema {RECORD_SCHEMA_VERSION + 1}" in verdict.comparisons[0].why
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"digest":1,"record_schema":1}'])
+def test_a_receipt_that_is_none(tmp_path: Path, content: bytes) -> None:
+    path = make(tmp_path, 1, trades(10))
+    receipt_path(path).write_bytes(content)
+    with pytest.raises(CaptureError, match=r"receipt\.json.*cannot be read"):
+        verify(path)
+
+
+def test_a_flipped_bit_in_any_region_is_found(tmp_path: Path) -> None:
+    path = make(tmp_path, 1, trades(60), chunk=20)
+    whole = path.read_bytes()
+    with CaptureReader(path) as reader:
+        chunks = list(reader.chunks())
+    places = [8, 40, len(whole) - 1, len(whole) - 30]
+    places += [at for chunk in chunks for at in (chunk.offset + 3, chunk.offset + DESCRIPTOR_BYTES + 9)]
+    digest = verify(path).digest
+    for at in places:
+        flip(path, at)
+        try:
+            verdict = verify(path)
+        except CaptureError:
+            pass
+        else:
+            assert not verdict.ok, f"byte {at}"
+            assert verdict.damage
+            assert verdict.digest == digest or verdict.records < 60, f"byte {at}: silently different"
+        path.write_bytes(whole)
+    assert verify(path).ok
+
+
+def test_damage_says_where_and_how_much(tmp_path: Path) -> None:
+    path = make(tmp_path, 1, trades(60), chunk=20)
+    with CaptureReader(path) as reader:
+        chunk = list(reader.chunks())[1]
+    flip(path, chunk.offset + DESCRIPTOR_BYTES + 9)
+    verdict = verify(path)
+    lost = chunk.meta.records
+    assert verdict.records == 60 - lost
+    assert verdict.holes == lost
+    assert verdict.damage[0]["records_lost"] == lost
+    assert chunk.offset <= verdict.damage[0]["offset"] <= chunk.offset + DESCRIPTOR_BYTES + 9
+    verdict.ledger.check()
+
+
+def test_what_was_never_sealed_is_not_whole(tmp_path: Path) -> None:
+    target = writer(tmp_path, 1)
+    for recv_ns, payload in trades(100):
+        target.append(Kind.TEXT, 0, recv_ns, payload)
+    target.flush()
+    copy = tmp_path / "copy.zst.partial"
+    copy.write_bytes(target.path.read_bytes())
+    (sealed,) = target.close(START_NS)
+    verdict = verify(copy)
+    assert not verdict.ok
+    assert not verdict.sealed
+    assert verdict.digest == verify(sealed.path).digest
+
+
+def test_a_file_saved_from_a_damaged_one_is_not_whole_and_says_what_was_lost(tmp_path: Path) -> None:
+    path = make(tmp_path, 1, trades(60), chunk=20)
+    with CaptureReader(path) as reader:
+        last = list(reader.chunks())[-1]
+    path.write_bytes(path.read_bytes()[: last.offset + 30])
+    saved = tmp_path / "saved.zst"
+    recover(path, saved)
+    verdict = verify(saved)
+    assert verdict.sealed
+    assert (verdict.damage, verdict.holes) == ((), 0)
+    assert not verdict.ok
+    assert verdict.recovered
+    assert verdict.records == 60 - last.meta.records
+    whole = tmp_path / "whole.zst"
+    recover(make(tmp_path, 2, trades(60)), whole)
+    assert verify(whole).ok
+
+
+def test_what_is_no_capture(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("nothing")
+    with pytest.raises(NotACaptureError):
+        verify(text)
+    with pytest.raises(CaptureError):
+        verify(tmp_path / "missing.zst")
