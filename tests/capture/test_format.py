@@ -181,6 +181,16 @@ def test_index_comes_back() -> None:
     assert int.from_bytes(head[4:8], "little") == len(head) - 8 + len(body) + len(tail)
 
 
+@pytest.mark.parametrize("at", [20, 24 + 48])
+def test_reserved_flags_of_the_index_are_checked(at: int) -> None:
+    head, _, tail = index()
+    both = bytearray(head + tail)
+    both[at] = 1
+    both[76:80] = crc32(both[:76]).to_bytes(4, "little")
+    with pytest.raises(Newer, match="index flags"):
+        check_index_head(bytes(both[:24]), decode_trailer(bytes(both[24:])), bytes(both[24:]))
+
+
 def test_every_flipped_bit_of_index_head_and_trailer_is_noticed() -> None:
     head, _, tail = index()
     for bit in range((len(head) + len(tail)) * 8):

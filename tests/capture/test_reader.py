@@ -42,6 +42,8 @@ def test_range_reads_only_chunks_that_overlap_and_cuts_inside(capture: Path) -> 
     with CaptureReader(capture) as reader:
         got = [r[0] for batch in reader.batches(START_NS + 4 * MS, START_NS + 8 * MS) for r in batch]
         assert got == [4, 5, 6, 7]
+        assert [r.number for r in reader.records(START_NS + 5 * MS, START_NS + 6 * MS)] == [5]
+        assert [r.number for r in reader.records(START_NS + 5 * MS, START_NS + 6 * MS + 1)] == [5, 6]
         assert list(reader.batches(START_NS + 12 * MS)) == []
         assert list(reader.batches(None, START_NS)) == []
         assert [r[0] for batch in reader.batches(None, None, from_number=7) for r in batch] == [7, 8, 9, 10, 11]
@@ -232,6 +234,7 @@ def test_bytes_missing_or_added_inside(capture: Path, size: int) -> None:
             assert found is not None
             assert all(truth[r.number] == r for r in found[0])
             assert intact <= numbers(found[0]), f"{size} bytes at {at}"
+            assert all(d.length >= 0 and 0 <= d.offset <= len(changed) for d in found[1].damage)
             assert strict_complains(capture)
 
 
@@ -388,8 +391,8 @@ def test_entries_that_lie_with_a_right_checksum_lead_to_walking(tmp_path: Path) 
     path = make(tmp_path)
     chunks = chunks_of(path)
     end = chunks[-1].offset + 72 + chunks[-1].meta.stored_bytes
-    for offset in (0, 2**63, chunks[1].offset):
-        entries = pack_entry(offset, chunks[0].meta) * 2
+    lies = [pack_entry(offset, chunks[0].meta) * 2 for offset in (0, 2**63, chunks[1].offset)]
+    for entries in (*lies, pack_entry(chunks[0].offset, chunks[0].meta)):
         parts = encode_index(header().capture_id, entries, b"{}", offset=end, records=12, next_number=12)
         path.write_bytes(path.read_bytes()[:end] + b"".join(parts))
         found = tolerant(path)

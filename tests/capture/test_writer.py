@@ -215,9 +215,9 @@ def test_full_disk_stops_loudly_counts_and_seals_what_it_has(
         assert failed.wait(5)
         for n in range(50):
             target.append(Kind.TEXT, 1, START_NS + n, b"nobody hears this")
+        assert target._records == []  # counted, not kept
         target.tick(START_NS + SECOND)
         target.rotate(START_NS + SECOND)
-        assert target.unwritten() == [] or threaded
         disk.room = 1 << 20  # what giving the reserve back does on a real disk
         sealed = target.close(START_NS)
     assert len(errors) == 1
@@ -228,6 +228,30 @@ def test_full_disk_stops_loudly_counts_and_seals_what_it_has(
     assert target.captured == sealed[0].records >= 1
     assert len(records_of(sealed[0].path)) == target.captured
     assert len(sealed) == 1
+
+
+def test_after_a_failed_chunk_none_is_written_though_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that wait in the queue when one fails: their records would follow a hole that nobody made."""
+    target = writer(tmp_path, threaded=True, chunk_bytes_max=100)
+    gate = threading.Event()
+    real = os.write
+    failures = [OSError(errno.ENOSPC, "No space left on device")]
+
+    def fails_once(fd: int, data: bytes) -> int:
+        assert gate.wait(10)
+        if failures:
+            raise failures.pop()
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", fails_once)
+    for n in range(20):
+        target.append(Kind.TEXT, 1, START_NS + n, b"x" * 100)
+    gate.set()
+    (sealed,) = target.close(START_NS)
+    assert records_of(sealed.path) == []
+    assert (target.captured, target.uncaptured) == (0, 20)
 
 
 def test_reserve_is_given_back_before_the_seal_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +271,16 @@ def test_reserve_is_given_back_before_the_seal_on_a_full_disk(tmp_path: Path, mo
     (sealed,) = target.close(START_NS)
     assert [r.payload for r in records_of(sealed.path)] == [b"whole chunk"]
     assert (target.captured, target.uncaptured) == (1, 1)
+
+
+def test_reserve_grows_before_the_index_needs_it(tmp_path: Path) -> None:
+    target = writer(tmp_path, chunk_bytes_max=10, reserve_bytes=4096)
+    for n in range(500):
+        target.append(Kind.TEXT, 1, START_NS + n, b"a chunk each")
+        assert target._worker._lock.reserved_bytes >= target._worker.file.index_bytes + 2048
+    assert target._worker.file.index_bytes == 500 * 48
+    target.close(START_NS)
+    assert (tmp_path / ".upbit.lock").stat().st_blocks == 0
 
 
 def test_partial_stays_readable_where_even_the_seal_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
