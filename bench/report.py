@@ -22,6 +22,8 @@ import orjson
 import pytest
 
 RESULTS = Path(__file__).with_name(".results")
+SECTIONS = ("parse", "capture", "pipeline", "replay", "latency")
+"""In the order of the table."""
 LIBRARIES = ("aiokafka", "confluent-kafka", "msgspec", "orjson", "pydantic", "uvloop", "websockets", "zstandard")
 
 
@@ -79,22 +81,22 @@ class Report:
         first = measure(0)
         missed = _missed(first)
         if not missed:
-            self._take(first, "")
+            self._take(first, {})
             return
         again = measure(1)
-        reason = "; ".join(f"{row.name} {shown(row.median)}, not {gate.text}" for row, gate in missed)
-        self._take(again, f"2nd attempt; 1st: {reason}; load {os.getloadavg()[0]:.1f}")
+        why = {row.name: f"2nd attempt, the 1st was {shown(row.median)}" for row, _ in missed}
+        self._take(again, {name: f"{text} (load {os.getloadavg()[0]:.1f})" for name, text in why.items()})
         still = _missed(again)
         if still:
             pytest.fail("\n".join(_explained(row, gate, self.load_before) for row, gate in still), pytrace=False)
 
-    def _take(self, rows: list[tuple[Row, Gate | None]], note: str) -> None:
+    def _take(self, rows: list[tuple[Row, Gate | None]], notes: dict[str, str]) -> None:
         for row, gate in rows:
             if gate is not None:
                 row.target = gate.text
                 row.verdict = "ok" if gate.holds(row.median) else "MISSED"
-            if note and gate is not None:
-                row.note = f"{row.note}; {note}" if row.note else note
+            if row.name in notes:
+                row.note = "; ".join(filter(None, (row.note, notes[row.name])))
             self.rows.append(row)
 
     def machine(self) -> dict[str, Any]:
@@ -131,11 +133,11 @@ class Report:
             "",
         ]
         head = ["what", "median", "best", "worst", "unit", "x", "reference", "its median", "target", "verdict"]
-        body = [_cells(row) for row in self.rows]
-        lines += columns([head, *body])
-        for row in self.rows:
+        rows = sorted(self.rows, key=lambda row: SECTIONS.index(row.section))
+        lines += columns([head, *(_cells(row) for row in rows)])
+        for row in rows:
             if row.note:
-                lines.append(f"  {row.name}: {row.note}")
+                lines.append(f"  {row.name.strip()}: {row.note}")
         for title, table in self.tables:
             lines += ["", title, *columns(table)]
         return lines

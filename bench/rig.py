@@ -163,8 +163,7 @@ async def _live_round(collector: Collector, stopwatch: Stopwatch, clock: SystemC
 def simulator(rate: int, channels: Sequence[str]) -> Iterator[str]:
     """The simulated exchange in a process of its own; its URL."""
     command = [sys.executable, "-m", "kcs", "sim", "--port", "0", "--rate", str(rate), "--epoch", "now"]
-    for channel in channels:
-        command += ["--channel", channel]
+    command += ["--channel", ",".join(channels), "--market", ",".join(venue("upbit").default_markets)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
