@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from kcs.verify import Verdict
 
 _TEXT_SHOWN = 160
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+_ESCAPES = {code: ascii(chr(code))[1:-1] for code in _CONTROLS}
+"""What a venue sends is shown, never obeyed: a terminal would take commands from it."""
 
 
 def info(captures: options.Captures, json: options.Json = False) -> int:
@@ -83,7 +86,7 @@ def _record_line(record: Any) -> bytes:
         text = f"{text[:_TEXT_SHOWN]}... ({len(record.payload):,} bytes)"
     fields = "" if record.fields is None else f" {record.fields!r}"
     head = f"{record.number:>8}  {utc(record.recv_ns)}  {record.stream}  {record.kind.name.lower():<6}"
-    return f"{head}{fields} {text}".rstrip().replace("\n", "\\n").encode() + b"\n"
+    return f"{head}{fields} {text}".rstrip().translate(_ESCAPES).encode() + b"\n"
 
 
 def _cat_events(captures: list[Path], from_ns: int | None, to_ns: int | None, *, json: bool) -> int:
@@ -187,8 +190,10 @@ def _show_verdict(verdict: Verdict) -> None:
 
 
 def recover(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A capture that was cut, damaged or never sealed.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The sealed capture to write.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A capture that was cut, damaged or never sealed.", readable=False)
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The sealed capture to write.", readable=False)],
     force: options.Force = False,
     json: options.Json = False,
 ) -> int:
@@ -231,7 +236,7 @@ def repack(captures: options.Captures, json: options.Json = False) -> int:
 
 def import_(
     source: Annotated[str, typer.Argument(metavar="IN", help="NDJSON as `kcs cat --json` writes it; - reads stdin.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The capture to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The capture to write.", readable=False)],
     exchange: Annotated[str, typer.Option(help="Whose frames these are.")],
     force: options.Force = False,
     json: options.Json = False,

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-Captures = Annotated[list[Path], typer.Argument(help="Capture files (*.zst, also *.partial).", show_default=False)]
-Capture = Annotated[Path, typer.Argument(help="A capture file (*.zst, also *.partial).", show_default=False)]
+# Files are opened by those who read them: their errors name what to do and are exit 1, not a wrong call.
+Captures = Annotated[
+    list[Path], typer.Argument(help="Capture files (*.zst, also *.partial).", show_default=False, readable=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 Bootstrap = Annotated[
