@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def kcs(
     from kcs.cli.app import app
 
     monkeypatch.chdir(tmp_path)
-    for name in set(__import__("os").environ) - set(environment()):
+    for name in set(os.environ) - set(environment()):
         monkeypatch.delenv(name)
 
     def call(*args: object) -> Done:
@@ -37,3 +38,10 @@ def kcs(
         return Done(code if isinstance(code, int) else 0, captured.out, captured.err.decode())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def busy_sim_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A simulated Upbit with 6,000 frames/s: fills a small disk soon."""
+    with simulator(tmp_path_factory.mktemp("sim"), "--rate", "6000") as url:
+        yield url

@@ -13,12 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kcs.capture.reader import CaptureReader
+from kcs.errors import NotACaptureError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 30.0
@@ -171,9 +172,8 @@ def wait_frames(kcs: Kcs, directory: Path, frames: int = 1) -> None:
     def there() -> bool:
         assert kcs.running, kcs.err
         for path in partials(directory)[-1:]:
-            with CaptureReader(path, strict=False) as reader:
-                if sum(record.kind.name in ("TEXT", "BINARY") for record in reader.records()) >= frames:
-                    return True
+            with suppress(NotACaptureError), CaptureReader(path, strict=False) as reader:  # empty: just created
+                return sum(record.kind.name in ("TEXT", "BINARY") for record in reader.records()) >= frames
         return False
 
     wait_for(there, f"{frames} frames in {directory}")
