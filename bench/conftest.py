@@ -10,7 +10,7 @@ import pytest
 
 from bench.report import Report
 from bench.rig import outcome
-from bench.tapes import FIXTURE, REAL_FRAMES, Frames, frames_of, imported, long_tape
+from bench.tapes import FIXTURE, REAL_FRAMES, Frames, frames_of, imported, long_tape, simulated_short
 from kcs.stats import freeze_heap
 from tests.conftest import real_kafka  # noqa: F401
 
@@ -85,9 +85,16 @@ def real_tape(real_capture: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return long_tape(real_capture, tmp_path_factory.mktemp("tape"), REAL_TAPE_FRAMES)
 
 
-@pytest.fixture(params=["fixture", "real"])
+@pytest.fixture(scope="session")
+def short_tape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 120,000 simulated frames in the shape of the real ones."""
+    directory = tmp_path_factory.mktemp("short")
+    return long_tape(simulated_short(directory / "upbit.zst"), directory / "tape", REAL_TAPE_FRAMES)
+
+
+@pytest.fixture(params=["fixture", "short", "real"])
 def tape(request: pytest.FixtureRequest) -> tuple[str, Path]:
-    """Both tapes, one after the other, with their names."""
+    """The tapes, one after the other, with their names."""
     return request.param, request.getfixturevalue(f"{request.param}_tape")
 
 

@@ -18,11 +18,14 @@ from kcs.capture.ndjson import import_ndjson, read_lines
 from kcs.capture.reader import CaptureReader
 from kcs.capture.writer import CaptureWriter, WriterSettings
 from kcs.model import Kind, Record
+from kcs.sim.settings import SimSettings
+from kcs.sim.tape import write_tape
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURE = ROOT / "fixtures" / "upbit.zst"
 REAL_FRAMES = ROOT.parent / "shared" / "captures" / "upbit.jsonl"
 NS_PER_MS = 1_000_000
+NS_PER_S = 1_000_000_000
 
 _FRAMES = (Kind.TEXT, Kind.BINARY)
 _MOVED = re.compile(rb'"(?:timestamp|trade_timestamp|sequential_id|tms|ttms|sid)":(\d{13,17})')
@@ -55,6 +58,13 @@ def frames_of(path: Path) -> Frames:
                 found[name].append(record.payload)
                 everything.append(record.payload)
     return Frames(everything, **found)
+
+
+def simulated_short(target: Path) -> Path:
+    """Simulated frames in the shape of the real recording: SIMPLE spelling, trades and books of 15 levels."""
+    settings = SimSettings(rate=1000, channels=("trade", "orderbook"))
+    write_tape(target, settings, 12 * NS_PER_S, wire_format="SIMPLE", depth=15)
+    return target
 
 
 def imported(source: Path, target: Path) -> Path:
