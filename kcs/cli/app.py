@@ -13,7 +13,7 @@ import typer
 from kcs import __version__
 from kcs.cli import demo, exchanges, export, files, live, replay, sim
 from kcs.cli.report import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
-from kcs.cli.terminal import say
+from kcs.cli.terminal import end_talk, say
 from kcs.errors import KcsError
 
 app = typer.Typer(
@@ -88,4 +88,7 @@ for _name, _verb in (
 
 def main() -> None:
     """The entry point of the `kcs` command."""
-    app()
+    try:
+        app()
+    finally:
+        end_talk()

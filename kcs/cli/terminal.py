@@ -1,7 +1,11 @@
-"""How kcs talks: tables and progress on stderr (plain off a terminal), NDJSON and JSON on stdout."""
+"""How kcs talks: tables and progress on stderr (plain off a terminal), NDJSON and JSON on stdout.
+
+Talk never fails: whoever reads stderr may go away, and the disk under it may fill up, while a recorder goes on.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,14 +26,51 @@ class _NoBar:
 
 
 def say(text: str) -> None:
-    """One line of talk."""
-    print(text, file=sys.stderr, flush=True)
+    """One line of talk. Lost, without an error, where stderr is closed, its reader is gone, or its disk is full."""
+    if sys.stderr is None:  # closed before we started; print would take stdout instead, among the data
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _let_go()
+    except OSError:
+        pass  # a full disk: there may be room again for the next line
+
+
+def end_talk() -> None:
+    """To be called last: what stderr refuses must not become the exit code when the interpreter flushes it."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        _let_go()
+
+
+def _let_go() -> None:
+    """Nobody reads stderr any more: from now on it goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stderr.fileno())
+    os.close(nowhere)
 
 
 def put_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE))
+    """One JSON object on stdout. Of a file name that is not UTF-8 the bytes in question are shown as `\\udcff`."""
+    try:
+        line = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        line = orjson.dumps(_encodable(value), option=orjson.OPT_APPEND_NEWLINE)
+    sys.stdout.buffer.write(line)
     sys.stdout.buffer.flush()
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(content) for key, content in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(content) for content in value]
+    return value
 
 
 def put_lines(lines: Iterable[str]) -> None:
