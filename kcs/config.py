@@ -37,7 +37,9 @@ _SIZE_BYTES: Final = {
     "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
     "k": 1 << 10, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "": 1,
 }  # fmt: skip
-_QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_QUANTITY: Final = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)")
+"""Twenty digits hold every size and time; Python refuses to read numbers of thousands of digits."""
+
 _RFC3339: Final = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?(Z|[+-]\d\d:\d\d)?"
 )
@@ -123,12 +125,14 @@ def _from_file(path: Path | None) -> dict[str, Any]:
     if path is None and not source.is_file():
         return {}
     try:
-        if source.stat().st_size > CONFIG_BYTES_MAX:
+        with source.open("rb") as stream:
+            text = stream.read(CONFIG_BYTES_MAX + 1)  # a device has no size to look at
+        if len(text) > CONFIG_BYTES_MAX:
             raise ConfigError(f"larger than {CONFIG_BYTES_MAX} bytes", where=str(source))
-        data = msgspec.toml.decode(source.read_bytes(), type=dict[str, Any])
+        data = msgspec.toml.decode(text, type=dict[str, Any])
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(source), remedy="check --config") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"not valid TOML: {error}", where=str(source)) from None
     return {_wire_name(key): value for key, value in data.items()}
 

@@ -70,6 +70,17 @@ def test_a_configuration_file_that_was_asked_for_must_exist(tmp_path: Path) -> N
         load({}, {}, tmp_path / "none.toml")
 
 
+def test_a_configuration_that_does_not_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(ConfigError, match="larger than"):
+        load({}, {}, Path("/dev/zero"))
+
+
+def test_toml_nested_too_deep_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "kcs.toml").write_text("market = " + "[" * 5000)
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load({}, {})
+
+
 @pytest.mark.parametrize(
     ("text", "ns"), [("250ms", 250_000_000), ("1.5h", 5_400_000_000_000), ("0.000000001s", 1), ("10m", 600 * 10**9)]
 )
@@ -84,7 +95,7 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size_bytes(text, "x") == size
 
 
-@pytest.mark.parametrize("text", ["", "ms", "-1s", "5 parsecs", "1e3s", "5"])
+@pytest.mark.parametrize("text", ["", "ms", "-1s", "5 parsecs", "1e3s", "5", "9" * 5000 + "s"])
 def test_bad_durations(text: str) -> None:
     with pytest.raises(ConfigError, match="flush"):
         parse_duration_ns(text, "flush")

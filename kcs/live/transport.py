@@ -311,7 +311,7 @@ class Dialer:
         self._settings = settings
         try:
             self._uri = parse_uri(url)
-        except InvalidURI as error:
+        except (InvalidURI, ValueError) as error:  # ValueError: a port out of range, half an IPv6 address, a bad name
             raise ConfigError(f"not a websocket URL: {error}", where=url, remedy="ws://host:port/path") from error
         self._proxy = _proxy_of(self._uri)
         self._tls = (tls or ssl.create_default_context()) if self._uri.secure else None

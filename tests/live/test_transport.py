@@ -503,7 +503,13 @@ def test_no_tls_for_ws(monkeypatch: pytest.MonkeyPatch) -> None:
     check()
 
 
-@pytest.mark.parametrize("url", ["http://x", "x", "ws://", "ws://x/#f", "", "ws://user@x/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://x", "x", "ws://", "ws://x/#f", "", "ws://user@x/",
+        "ws://x:99999/", "ws://x:port/", "ws://[::1", "ws://\u00e9..x/",
+    ],
+)  # fmt: skip
 def test_a_bad_url_is_told_before_anything_is_opened(url: str) -> None:
     with pytest.raises(ConfigError):
         Dialer(url, SystemClock(), SETTINGS)
