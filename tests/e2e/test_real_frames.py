@@ -121,7 +121,7 @@ def assert_exactly(records: list[TopicRecord], expected: list[Expected], order: 
     by_line = {one.line: one for one in expected}
     groups: defaultdict[Any, list[int]] = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.topic, r.partition, r.offset)):
-        capture, line, index = position(record.headers)
+        _, line, index = position(record.headers)
         one = by_line[line]
         assert record.topic.split(".")[1] == one.channel
         assert record.key == one.market.encode()
