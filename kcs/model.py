@@ -10,7 +10,7 @@ of these objects can be part of a reference cycle.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -91,12 +91,16 @@ class Kind(IntEnum):
     STATE = 9
 
 
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""What a record's fields may hold: files come from anywhere, and a number beyond it fits no reader and no report."""
+
+
 class OpenFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A connection was made. `frames`: data frames of this stream so far; `continued`: open in the file before."""
 
     url: str
     cause: str = "start"
-    frames: int = 0
+    frames: _Int64 = 0
     continued: bool = False
 
 
@@ -104,33 +108,33 @@ class RestFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A REST body fetched for this stream; the body is the record's payload."""
 
     url: str
-    status: int = 200
+    status: _Int64 = 200
 
 
 class CloseFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A connection ended. `code` 1006: without a close frame. `frames`: data frames of this stream so far."""
 
-    code: int
+    code: _Int64
     reason: str = ""
     cause: str = ""
-    frames: int = 0
+    frames: _Int64 = 0
 
 
 class GapFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A gap that the session saw; see `Gap`."""
 
-    from_ns: int
-    to_ns: int
+    from_ns: _Int64
+    to_ns: _Int64
     cause: str
     markets: tuple[str, ...] = ()
-    frames: int | None = None
+    frames: _Int64 | None = None
 
 
 class ClockFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The wall clock and the monotonic clock, read at the same moment."""
 
-    wall_ns: int
-    monotonic_ns: int
+    wall_ns: _Int64
+    monotonic_ns: _Int64
 
 
 class StateFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -3,8 +3,8 @@
 Whoever has frames calls `feed` (data frames) and `control` (all other capture records), synchronously, in capture
 order. Each call is one record of the capture and advances `number`. The pipeline parses with the venue's adapter, drops
 duplicates, encodes, feeds the digest and hands records to the sink. It knows no file, no Kafka, no event loop and no
-clock, so what it produces is a pure function of the records fed and of the code. It never raises for bad data: every
-frame ends in the ledger as parsed, ignored or rejected. Not thread-safe.
+clock, so what it produces is a pure function of the records fed and of the code. It never raises for a bad frame: every
+one ends in the ledger as parsed, ignored or rejected. Not thread-safe.
 
 Duplicates (section "Duplicates" of docs/kafka.md): a trade whose (market, id) is among the last `TRADE_WINDOW` of its
 market; an order book equal to one already emitted with the same time; a book older than the last emitted one *of
@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import msgspec
 import orjson
 
-from kcs.errors import FrameIgnored, FrameRejected, LedgerError
+from kcs.errors import DamagedCaptureError, FrameIgnored, FrameRejected, LedgerError
 from kcs.model import (
     CloseFields,
     Event,
@@ -228,7 +228,10 @@ class Pipeline:
             self.last_event = event
 
     def control(self, kind: int, stream: int, recv_ns: int, fields: Fields | None, payload: bytes = b"") -> None:
-        """One record that is no data frame: open, sent, rest, close, gap, clock, state."""
+        """One record that is no data frame: open, sent, rest, close, gap, clock, state.
+
+        Raises DamagedCaptureError for a state that is none: whatever followed would not be what live made of it.
+        """
         number = self.number
         self.number = number + 1
         if kind == Kind.OPEN:
@@ -243,7 +246,11 @@ class Pipeline:
                 gap = Gap(stream, fields.from_ns, fields.to_ns, fields.cause, fields.markets, fields.frames)
                 self._gap(gap, recv_ns, number, 0)
         elif kind == Kind.STATE and isinstance(fields, StateFields):
-            self._load(stream, fields.market, payload)
+            try:
+                self._load(stream, fields.market, payload)
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                what = f"the parser state of {fields.market!r} in record {number} cannot be read: {error}"
+                raise DamagedCaptureError(what, where=f"a {self._exchange} capture") from error
 
     def save(self) -> list[tuple[int, StateFields, bytes]]:
         """(stream, fields, payload) of the state records that make a file stand alone; fed back through `control`."""
@@ -269,10 +276,11 @@ class Pipeline:
             return
         if state.trades:
             trade = self._trades.get(market) or self._new_trade_route(market)
-            trade.ring, trade.seen, trade.next = list(state.trades), set(state.trades), 0
+            trade.ring = state.trades[-TRADE_WINDOW:]
+            trade.seen, trade.next = set(trade.ring), 0
         if state.books:
             book = self._books.get(market) or self._new_book_route(market)
-            book.ts_ns, book.stream, book.hashes = state.book_ts_ns, state.book_stream, list(state.books)
+            book.ts_ns, book.stream, book.hashes = state.book_ts_ns, state.book_stream, state.books[-BOOK_WINDOW:]
 
     # One event each. The digest gets the record before the sink, so a sink that fails cannot change it.
 

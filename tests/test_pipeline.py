@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 import pytest
 
-from kcs.errors import FrameIgnored, FrameRejected, LedgerError
+from kcs.errors import DamagedCaptureError, FrameIgnored, FrameRejected, LedgerError
+from kcs.exchanges.upbit import UpbitAdapter
 from kcs.model import (
     BUY,
     SELL,
@@ -320,3 +321,27 @@ def test_the_tap_sees_exactly_what_is_emitted() -> None:
     feed_all(pipeline, adapter)
     assert seen == [(trade("1"), 1000, 0, 0), (book(), 1000, 0, 2)]
     assert len(sink.records) == 2
+
+
+@pytest.mark.parametrize("state", [b"garbage", b"", b"\xff", b'{"trades":[1]}', b"[" * 5000])
+def test_a_state_that_is_none_is_an_error_that_names_the_record(state: bytes) -> None:
+    pipeline, _, _ = build()
+    pipeline.number = 7
+    with pytest.raises(DamagedCaptureError, match="'KRW-BTC' in record 7"):
+        pipeline.control(Kind.STATE, 0, 1, StateFields(market="KRW-BTC"), state)
+
+
+def test_a_state_that_the_adapter_refuses_is_an_error_too() -> None:
+    pipeline = Pipeline("upbit", UpbitAdapter(), ListSink(), Ledger())
+    with pytest.raises(DamagedCaptureError, match="keeps no state"):
+        pipeline.control(Kind.STATE, 0, 1, StateFields(market="KRW-BTC"), b'{"adapter":"AAAA"}')
+
+
+def test_a_foreign_state_cannot_make_the_windows_larger() -> None:
+    pipeline, _, _ = build()
+    ids = [str(n) for n in range(1000)]
+    state = orjson.dumps({"trades": ids, "book_ts_ns": 5, "books": ["AAAA"] * 1000})
+    pipeline.control(Kind.STATE, 0, 1, StateFields(market="KRW-BTC"), state)
+    _, _, saved = pipeline.save()[0]
+    assert orjson.loads(saved)["trades"] == ids[-TRADE_WINDOW:]
+    assert len(orjson.loads(saved)["books"]) == BOOK_WINDOW

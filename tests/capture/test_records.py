@@ -34,7 +34,10 @@ KIND_OF = {cls: kind for kind, cls in FIELDS_OF_KIND.items()}
 def values_of(field: msgspec.structs.FieldInfo) -> st.SearchStrategy[object]:
     if field.name == "markets":
         return st.lists(texts, max_size=3).map(tuple)
-    return {int: counts, str: texts, bool: st.booleans()}.get(field.type, st.none() | counts)
+    return {int: counts, str: texts, bool: st.booleans()}.get(
+        getattr(field.type, "__origin__", field.type),  # Annotated[int, ...] is an int
+        st.none() | counts,
+    )
 
 
 def arbitrary_fields() -> st.SearchStrategy[Fields]:
@@ -49,6 +52,13 @@ def arbitrary_fields() -> st.SearchStrategy[Fields]:
 def test_fields_come_back(value: Fields, payload: bytes) -> None:
     kind = KIND_OF[type(value)]
     assert decode_fields(kind, encode_fields(value, payload)) == (value, payload)
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400])
+def test_a_number_that_no_report_could_show_is_malformed(number: int) -> None:
+    text = b'{"from_ns":%d,"to_ns":1,"cause":"x"}' % number
+    with pytest.raises(Malformed, match="from_ns"):
+        decode_fields(Kind.GAP, len(text).to_bytes(4, "little") + text)
 
 
 def test_equal_fields_have_equal_bytes_however_they_were_made() -> None:
