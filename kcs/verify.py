@@ -46,7 +46,7 @@ class Comparison:
 
 @dataclass(slots=True, frozen=True)
 class Verdict:
-    """What verification found. `holes`: records whose numbers are missing between those that are there.
+    """What verification found. `holes`: records whose numbers are missing, between those that are there or at the end.
 
     `recovered` is the damage of the file that this one was saved from: what it cost is missing here too.
     """
@@ -94,6 +94,8 @@ def verify(path: Path, *, expected: str | None = None) -> Verdict:
                     pipeline.feed(stream, recv_ns, payload)
                 else:
                     pipeline.control(kind, stream, recv_ns, fields, payload)
+        if not reader.damage:  # else the damage says what it cost
+            holes += max(0, (reader.next_number or 0) - pipeline.number)
         ledger.settle(ledger.produced, 0)
         ledger.check()
         digest = pipeline.digest()

@@ -157,6 +157,18 @@ def test_a_file_saved_from_a_damaged_one_is_not_whole_and_says_what_was_lost(tmp
     assert verify(whole).ok
 
 
+@pytest.mark.parametrize("hit", [0, 1, 2])
+def test_a_hole_is_counted_wherever_it_is(tmp_path: Path, hit: int) -> None:
+    path = make(tmp_path, 1, trades(60), chunk=20)
+    with CaptureReader(path) as reader:
+        chunk = list(reader.chunks())[hit]
+    flip(path, chunk.offset + DESCRIPTOR_BYTES + 9)
+    saved = tmp_path / "saved.zst"
+    recover(path, saved)
+    assert verify(saved).holes == chunk.meta.records
+    assert not verify(saved).whole
+
+
 def test_what_is_no_capture(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("nothing")

@@ -180,7 +180,7 @@ def _show_verdict(verdict: Verdict) -> None:
         same = "not comparable" if c.matches is None else "equal" if c.matches else f"NOT EQUAL ({c.digest})"
         rows.append((c.source, f"{same}{': ' + c.why if c.why else ''}"))
     if verdict.holes:
-        rows.append(("HOLES", f"{verdict.holes:,} records are missing between those that are there"))
+        rows.append(("HOLES", f"{verdict.holes:,} records are missing: their numbers are not there"))
     rows += [("DAMAGE", f"offset {d['offset']:,}: {d['what']}") for d in verdict.damage]
     rows += [
         ("LOST BEFORE", f"saved from a file with damage at {d['offset']:,}: {d['what']}") for d in verdict.recovered

@@ -275,11 +275,11 @@ class _Line:
                 await player.turn()  # late frames do not wait, so nobody else would get one
             if player.stopped:
                 return
+            if sink.full:
+                await sink.room()  # before the moment is measured: this wait is lateness too
             player.idle = True
             await pacer.wait(record[3])
             player.idle = False
-            if sink.full:
-                await sink.room()
             self._one(record)
             player.frames += record[1] in _FRAME_KINDS
             player.last_ns = max(player.last_ns, record[3])
@@ -289,10 +289,12 @@ class _Line:
         tape, player = self.tape, self.player
         tape.close()
         player.ledger.unread += tape.lost
-        whole = player.whole and tape.source.sealed and not tape.lost and not tape.damaged and not player.stopped
+        source = tape.source
+        intact = source.sealed and not source.lost_before and not tape.lost and not tape.damaged
+        whole = player.whole and intact and not player.stopped
         return Played(
-            path=tape.source.path,
-            capture_id=tape.source.capture_id,
+            path=source.path,
+            capture_id=source.capture_id,
             digest=self.pipeline.digest() if whole else None,
             damage=tape.damaged,
             lost=tape.lost,

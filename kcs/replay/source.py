@@ -32,6 +32,8 @@ class Source:
     last_ns: int | None
     records: int
     bytes: int
+    lost_before: bool = False
+    """Recovered from a file whose damage cost records: what is here is not all that was captured."""
 
 
 def plan(paths: Sequence[Path]) -> list[Source]:
@@ -51,7 +53,8 @@ def plan(paths: Sequence[Path]) -> list[Source]:
                     first_ns=info.first_ns,
                     last_ns=info.last_ns,
                     records=info.records,
-                    bytes=path.stat().st_size,
+                    bytes=info.bytes,
+                    lost_before=any(damage.records_lost != 0 for damage in info.recovered),
                 )
             )
     seen: dict[bytes, Path] = {}
@@ -111,6 +114,7 @@ class Tape:
         return batch[start:end] if start or end < len(batch) else batch
 
     def _finish(self) -> None:
+        self.lost += max(0, (self._reader.next_number or 0) - self._expected)  # a recovered file's hole at the end
         self.damaged = len(self._reader.damage)
         unknown = sum(1 for d in self._reader.damage if d.records_lost is None)
         self.lost = max(self.lost, sum(d.records_lost or 0 for d in self._reader.damage)) + unknown

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kcs.capture.recover import recover
 from kcs.cli.report import RunReport
 from kcs.clock import SystemClock, VirtualClock
 from kcs.errors import KafkaError
@@ -17,6 +18,7 @@ from kcs.model import GapFields, Kind, OpenFields
 from kcs.replay import engine
 from kcs.replay.engine import Plan, Progress, ReplayResult, replay
 from kcs.replay.source import plan
+from kcs.sink import NullSink
 from kcs.stats import Ledger
 from kcs.verify import verify
 from tests.replay.making import (
@@ -488,3 +490,34 @@ def test_the_scenario_in_which_others_lose_87600_of_107600(tmp_path: Path) -> No
     assert sink.over == 0
     assert [record[3] for record in sink.records] == list(range(107_600))
     assert exit_code(result, ledger) == 0
+
+
+def test_the_wait_for_room_is_lateness_of_the_frame_that_waited(tmp_path: Path) -> None:
+    clock = VirtualClock()
+
+    class BusyAtTheEnd(NullSink):
+        @property
+        def full(self) -> bool:
+            return self.acked == 9
+
+        async def room(self) -> None:
+            clock.advance(5 * SECOND)
+
+    path = make(tmp_path, 1, trades(10, step_ns=10 * MS))
+
+    async def sleep(seconds: float) -> None:
+        clock.advance(int(seconds * SECOND) or 10_000)
+
+    plan_ = Plan(plan([path]), speed=Fraction(1))
+    result = asyncio.run(replay(plan_, BusyAtTheEnd(), Ledger(), clock, sleep=sleep))
+    assert result.lateness is not None
+    assert result.lateness.max_ns >= 4 * SECOND
+
+
+def test_a_file_saved_from_a_cut_one_has_no_digest(tmp_path: Path) -> None:
+    path = make(tmp_path, 1, trades(60), chunk=20)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    saved = tmp_path / "saved.zst"
+    recover(path, saved)
+    result = asyncio.run(replay(Plan(plan([saved])), NullSink(), Ledger(), VirtualClock()))
+    assert [one.digest for one in result.played] == [None], "what live made of it was more"
