@@ -50,9 +50,10 @@ class PendingChunk:
 
 @dataclass(frozen=True, slots=True)
 class NextFile:
-    """Seal the current file and begin one with this header."""
+    """Seal the current file, whose next record would have number `ended`, and begin one with this header."""
 
     header: CaptureHeader
+    ended: int
 
 
 Job = PendingChunk | NextFile | None
@@ -70,7 +71,7 @@ def capture_name(header: CaptureHeader) -> str:
 class Worker:
     """Writes files. Its methods run in the worker thread, or in the caller when there is none."""
 
-    __slots__ = ("_directory", "_lock", "_settings", "broken", "file", "sealed", "written")
+    __slots__ = ("_directory", "_lock", "_settings", "broken", "ended", "file", "sealed", "written")
 
     def __init__(self, directory: Path, lock: DirectoryLock, header: CaptureHeader, settings: WriterSettings) -> None:
         self._directory = directory
@@ -79,6 +80,8 @@ class Worker:
         self.sealed: list[SealedCapture] = []
         self.written = 0
         self.broken = False
+        self.ended: int | None = None
+        """After a failure: the number at which the current file should have ended."""
         self._reserve(0)
         self.file: CaptureFile = self._create(header)
 
@@ -114,6 +117,7 @@ class Worker:
                 with contextlib.suppress(OSError):
                     self._lock.give_back()
             if self.file.open:
+                self.file.tally.skip_to(self.ended or 0)  # what is missing at the end must show
                 self.sealed.append(self.file.seal())
         finally:
             self.file.abandon()

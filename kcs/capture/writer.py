@@ -209,8 +209,8 @@ class CaptureWriter:
         header = replace(self._header, capture_id=self._new_id(), created_ns=now_ns, sequence=self._header.sequence + 1)
         self._header = header
         self.path = partial_path(self.path.parent, header)
-        self._first = 0
-        self._give(NextFile(header))
+        ended, self._first = self._first, 0
+        self._give(NextFile(header, ended))
 
     def unwritten(self, from_number: int = 0) -> list[RawRecord]:
         """Records of the current file that may not be on disk yet, in order; for whoever follows the capture.
@@ -306,6 +306,8 @@ class CaptureWriter:
         worker = self._worker
         try:
             if job is None:
+                if self.failed is not None and worker.ended is None:
+                    worker.ended = self._first
                 worker.close(disk_failed=self.failed is not None)
             elif not worker.broken:
                 if isinstance(job, NextFile):
@@ -315,6 +317,8 @@ class CaptureWriter:
         except CaptureWriteError as exc:
             worker.broken = True
             self._fail(exc)
+        if worker.broken and worker.ended is None and isinstance(job, NextFile):
+            worker.ended = job.ended  # the file that broke ends here, whatever the files after it should have held
         if isinstance(job, PendingChunk):
             self._pending.popleft()
             self._taken_bytes += job.bytes

@@ -315,7 +315,8 @@ class Collector:
         drained = asyncio.ensure_future(self._sink.drain())
         done = await self._unless_forced(drained, self.settings.drain_s)
         if not done:
-            self._log("warning", f"records are still in flight after {self.settings.drain_s:g} s")
+            waited = "asked not to wait" if self._force.is_set() else f"waited {self.settings.drain_s:g} s"
+            self._log("warning", f"records are still in flight: {waited} for their acks")
             return False
         try:
             drained.result()

@@ -51,6 +51,7 @@ class _File:
     path: Path
     capture_id: bytes
     digest: str | None = None
+    records: int = 0
     produced: int = 0
     receipt: Path | None = None
 
@@ -184,6 +185,10 @@ class Recorder:
         sealed = self._writer.close(now_ns)
         if self._writer.failed is not None:
             self.fail(self._writer.failed)
+        held = {capture.capture_id: capture.records for capture in sealed}
+        for file in self._files:
+            if held.get(file.capture_id) != file.records:
+                file.digest = None  # the disk failed after it was finished: it holds less than was produced from it
         return sealed
 
     @property
@@ -243,6 +248,7 @@ class Recorder:
 
     def _finish_file(self) -> None:
         file = self._files[-1]
+        file.records = self._writer.number
         file.produced = self._ledger.produced - self._produced_before
         if self._feeding:
             file.digest = self._pipeline.digest()

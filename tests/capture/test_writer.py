@@ -254,6 +254,38 @@ def test_after_a_failed_chunk_none_is_written_though_there_is_room_again(
     assert (target.captured, target.uncaptured) == (0, 20)
 
 
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_file_that_lacks_its_end_says_so_although_it_is_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotated: bool
+) -> None:
+    """Its tail never reached the disk, then there was room for the seal: nobody may take it for whole."""
+    target = writer(tmp_path, threaded=True, chunk_bytes_max=100)
+    gate = threading.Event()
+    real = os.write
+    outcomes: list[OSError | None] = [OSError(errno.ENOSPC, "No space left on device"), None]
+
+    def fails_at_the_second(fd: int, data: bytes) -> int:
+        assert gate.wait(10)
+        outcome = outcomes.pop() if outcomes else None
+        if outcome is not None:
+            raise outcome
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", fails_at_the_second)
+    target.append(Kind.TEXT, 1, START_NS, b"x" * 100)
+    target.append(Kind.TEXT, 1, START_NS + 1, b"y" * 100)
+    if rotated:  # asked for while the chunk that will fail is still in the queue
+        target.rotate(START_NS + 2)
+        for n in range(5):
+            target.append(Kind.TEXT, 1, START_NS + 3 + n, b"z" * 100)
+    gate.set()
+    (sealed,) = target.close(START_NS)
+    with CaptureReader(sealed.path) as reader:
+        assert [record.number for record in reader.records()] == [0]
+        assert reader.next_number == 2
+        assert reader.info().holes == ((1, 1),)
+
+
 def test_reserve_is_given_back_before_the_seal_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = writer(tmp_path, chunk_bytes_max=10)
     lock = tmp_path / ".upbit.lock"

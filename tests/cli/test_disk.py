@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,10 +64,11 @@ def test_a_full_disk(verb: str, small_disk: Path, busy_sim_url: str, tmp_path: P
         done = kcs.wait()
     assert_stopped_loudly(done.code, done.err, done.json, directory, "the disk is full")
     (left,) = [*sealed(directory), *partials(directory)]
+    lost = int(re.findall(r"(\d+) records never reached the disk", done.json["failed"].replace(",", ""))[0])
     saved = run("recover", left, tmp_path / "saved.zst", "--json", cwd=tmp_path)
-    assert saved.json["missing"] == 0
+    assert saved.json["missing"] == lost > 0, "the run and the file agree on what is missing"
     replayed = run("replay", tmp_path / "saved.zst", "--sink", "null", "--json", cwd=tmp_path)
-    assert (replayed.code, replayed.json["digest"]) == (0, verify(tmp_path / "saved.zst").digest)
+    assert (replayed.code, replayed.json["frames"]["unread"]) == (3, lost)
 
 
 def test_a_file_that_may_not_grow(busy_sim_url: str, tmp_path: Path) -> None:
@@ -87,7 +89,7 @@ def test_a_disk_too_small_to_begin(small_disk: Path, busy_sim_url: str, tmp_path
 
 
 def test_the_outputs_of_file_tools_on_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
-    run("sim", "--out", "big.zst", "--duration", "5s", "--rate", "2000", cwd=tmp_path)
+    run("sim", "--out", "big.zst", "--duration", "3s", "--rate", "2000", cwd=tmp_path)
     (small_disk / "ballast").write_bytes(bytes(1_480_000))
     for args in (("recover", "big.zst", small_disk / "out.zst"), ("export", "big.zst", "--out", small_disk / "out")):
         done = run(*args, cwd=tmp_path)

@@ -1,0 +1,60 @@
+"""The recorder where the disk fails late: what it says of files that were finished before."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from kcs.capture.format import CaptureHeader
+from kcs.capture.writer import CaptureWriter, WriterSettings
+from kcs.clock import VirtualClock
+from kcs.exchanges import venue
+from kcs.live.recorder import Recorder
+from kcs.model import Kind
+from kcs.pipeline import Pipeline
+from kcs.sink import NullSink
+from kcs.stats import Ledger
+from kcs.verify import verify
+
+
+def test_a_rotated_file_whose_end_the_disk_refused_has_no_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, sink, ids = VirtualClock(10**18), NullSink(), count(1)
+    pipeline = Pipeline("upbit", venue("upbit").adapter(), sink, Ledger())
+    writer = CaptureWriter(
+        tmp_path,
+        CaptureHeader(bytes(8), bytes(8), "upbit", "ws://x", clock.now_ns(), "0"),
+        settings=WriterSettings(flush_ns=0),
+        new_id=lambda: next(ids).to_bytes(8, "big"),
+    )
+    recorder = Recorder(writer, pipeline, sink, clock, lambda level, text: None, anchor_every_ns=10**12)
+    gate, real = threading.Event(), os.write
+    outcomes: list[OSError | None] = [OSError(errno.ENOSPC, "No space left on device"), None]
+
+    def fails_at_the_second(fd: int, data: bytes) -> int:
+        assert gate.wait(10)
+        outcome = outcomes.pop() if outcomes else None
+        if outcome is not None:
+            raise outcome
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", fails_at_the_second)
+    recorder.begin(clock.now_ns())
+    for _ in range(6):
+        clock.advance(1_000)
+        recorder.frame(int(Kind.TEXT), 0, clock.now_ns(), b'{"status":"UP"}')
+    recorder.rotate(clock.now_ns(), [])  # the digest of the first file is known, its chunks are still in the queue
+    gate.set()
+    recorder.finish()
+    first, second = recorder.results(recorder.close_writer(clock.now_ns()))
+    assert recorder.failure is not None
+    assert (first.sealed, first.digest, second.sealed, second.digest) == (True, None, False, None)
+    assert first.records < 7
+    verdict = verify(first.path)
+    assert (verdict.whole, verdict.records + verdict.holes) == (False, 7)
