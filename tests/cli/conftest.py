@@ -42,6 +42,6 @@ def kcs(
 
 @pytest.fixture(scope="session")
 def busy_sim_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A simulated Upbit with 6,000 frames/s: fills a small disk soon."""
-    with simulator(tmp_path_factory.mktemp("sim"), "--rate", "6000") as url:
+    """A simulated Upbit with 12,000 frames/s: fills a small disk soon."""
+    with simulator(tmp_path_factory.mktemp("sim"), "--rate", "12000") as url:
         yield url

@@ -40,6 +40,7 @@ def test_a_broker_that_is_not_there(sim_url: str, tmp_path: Path) -> None:
     assert not (tmp_path / "captures").exists()
 
 
+@pytest.mark.slow
 def test_a_port_that_takes_connections_and_never_answers(sim_url: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
@@ -51,12 +52,12 @@ def test_a_port_that_takes_connections_and_never_answers(sim_url: str, tmp_path:
 def test_a_broker_that_answers_late(mock: MockCluster, sim_url: str, tmp_path: Path) -> None:
     mock.set_delay_ms(100)
     with running(*live(sim_url, mock.bootstrap, tmp_path), cwd=tmp_path) as kcs:
-        wait_frames(kcs, tmp_path / "captures", 200)
+        wait_frames(kcs, tmp_path / "captures", 100)
         kcs.send(signal.SIGTERM)
         done = kcs.wait()
     assert done.code == 0
     balanced(done.json)
-    assert done.json["records"]["acked"] == done.json["records"]["produced"] >= 200
+    assert done.json["records"]["acked"] == done.json["records"]["produced"] >= 100
     assert done.json["ack_latency_ms"]["p50"] >= 90
     assert done.json["digest"] == verify(sealed(tmp_path / "captures")[0]).digest
 
@@ -65,13 +66,13 @@ def test_a_broker_that_goes_away_and_comes_back(mock: MockCluster, sim_url: str,
     with running(*live(sim_url, mock.bootstrap, tmp_path), cwd=tmp_path) as kcs:
         wait_frames(kcs, tmp_path / "captures", 50)
         mock.down()
-        wait_frames(kcs, tmp_path / "captures", 200)
+        wait_frames(kcs, tmp_path / "captures", 120)
         mock.up()
         kcs.send(signal.SIGTERM)
         done = kcs.wait()
     assert done.code == 0, done.err
     balanced(done.json)
-    assert done.json["records"]["acked"] == done.json["records"]["produced"] >= 200
+    assert done.json["records"]["acked"] == done.json["records"]["produced"] >= 120
 
 
 def test_a_broker_that_stays_away_is_exit_3_and_the_capture_is_whole(

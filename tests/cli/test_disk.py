@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from kcs.capture.reader import CaptureReader
-from kcs.verify import verify
 from tests.cli.processes import balanced, partials, run, running, sealed
 
 FILE_SIZE_MAX = 1_100_000

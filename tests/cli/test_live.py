@@ -161,7 +161,7 @@ def test_gaps_are_an_exit_code_only_when_asked_for(sim_url: str, tmp_path: Path)
 
 
 def test_rotation_makes_files_that_together_are_the_run(sim_url: str, tmp_path: Path) -> None:
-    args = ("--max-age", "400ms", "--duration", "1500ms", "--json")
+    args = ("--max-age", "300ms", "--duration", "1100ms", "--json")
     report = run(*collecting("live", sim_url, tmp_path, *args), cwd=tmp_path).json
     paths = sealed(tmp_path / "captures")
     assert len(paths) == len(report["captures"]) >= 3

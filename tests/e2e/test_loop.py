@@ -37,7 +37,7 @@ async def the_loop(bootstrap: str, directory: Path, *, frames: int, real: bool) 
     latency = LatencyHistogram()
     junk = Faults(junk=50)
     async with (
-        simulated(1_500, faults=junk) as sim,
+        simulated(2_000, faults=junk) as sim,
         kafka(bootstrap, fresh_template("live"), latency=latency) as sink,
     ):
         info = delivery(sink.inner) if real else None
@@ -84,19 +84,19 @@ def assert_receipt(capture: Path, cluster: str, digest: str, records: int) -> No
 
 
 def test_the_loop_on_the_embedded_broker(embedded: str, tmp_path: Path) -> None:
-    asyncio.run(the_loop(embedded, tmp_path, frames=1_500, real=False))
+    asyncio.run(the_loop(embedded, tmp_path, frames=800, real=False))
     assert not list(tmp_path.glob("*.json")), "the embedded broker keeps nothing that could be receipted"
 
 
 @pytest.mark.kafka
 def test_the_loop_on_a_real_kafka(real_kafka: str, tmp_path: Path) -> None:
-    asyncio.run(the_loop(real_kafka, tmp_path, frames=2_000, real=True))
+    asyncio.run(the_loop(real_kafka, tmp_path, frames=1_000, real=True))
 
 
 @pytest.mark.kafka
 def test_several_partitions_keep_the_order_of_each_key(real_kafka: str, tmp_path: Path) -> None:
     async def run() -> None:
-        async with simulated(3_000) as sim, kafka(real_kafka, fresh_template("six"), partitions=6) as sink:
+        async with simulated(4_000) as sim, kafka(real_kafka, fresh_template("six"), partitions=6) as sink:
             markets = ("KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE")
             result = await collected(sim.url, tmp_path, sink, frames=3_000, markets=markets, info=delivery(sink.inner))
             records = await consumed(sink.inner)
