@@ -18,6 +18,8 @@ from typing import IO, Any, Final, Protocol
 
 import orjson
 
+from kcs.errors import ConfigError, KcsError
+
 POSITION: Final = Struct(">QIQ")
 """frame number, event index, receive time in ns."""
 
@@ -32,6 +34,8 @@ Headers = tuple[tuple[str, bytes], ...]
 
 _DIGEST_PARTS_MAX: Final = 240
 """Flushed every 48 records: what is held longer falls out of the processor's cache, which costs more than hashing."""
+_LINES_MAX: Final = 64
+"""Records that wait for the end of the loop's turn on their way to stdout."""
 _LENGTH: Final = Struct(">I").pack
 _DIGEST_META: Final = Struct(">IQI").pack
 
@@ -155,20 +159,48 @@ class NullSink:
 
 
 class StdoutSink:
-    """One NDJSON object a record: topic, key, value (parsed), timestamp (ms), headers (position decoded)."""
+    """One NDJSON object a record: topic, key, value (parsed), timestamp (ms), headers (position decoded).
 
-    __slots__ = ("_capture", "_template", "_write", "acked", "failed")
+    A record is acked when the system took it: `soon` (of the loop) is asked to write what a turn produced, so a reader
+    sees a paced replay as it happens. When the reader is gone, `room` and `drain` raise KcsError.
+    """
 
-    def __init__(self, template: str, out: IO[bytes] | None = None) -> None:
+    __slots__ = ("_capture", "_error", "_lines", "_out", "_soon", "_template", "acked", "failed")
+
+    def __init__(
+        self, template: str, out: IO[bytes] | None = None, soon: Callable[[Callable[[], None]], Any] | None = None
+    ) -> None:
+        """Raises ConfigError for a template that cannot be filled in."""
+        try:
+            template.format(channel="trade", exchange="x")
+        except (LookupError, ValueError, AttributeError) as error:
+            remedy = "use the placeholders {channel} and {exchange}"
+            raise ConfigError(f"bad topic template: {error}", where=template, remedy=remedy) from None
         self.acked = 0
         self.failed = 0
         self._template = template
         self._capture = ""
-        self._write: Callable[[bytes], Any] = (out or sys.stdout.buffer).write
+        self._out = out or sys.stdout.buffer
+        self._soon = soon or (lambda write: write())
+        self._lines: list[bytes] = []
+        self._error: OSError | None = None
 
     @property
     def full(self) -> bool:
-        return False
+        return self._error is not None
+
+    def _flush(self) -> None:
+        records, lines = len(self._lines), b"".join(self._lines)
+        self._lines.clear()
+        try:
+            if self._error is None:
+                self._out.write(lines)
+                self._out.flush()
+                self.acked += records
+                return
+        except OSError as error:
+            self._error = error
+        self.failed += records
 
     def start(self, capture_id: bytes) -> None:
         self._capture = capture_id.hex()
@@ -201,14 +233,22 @@ class StdoutSink:
             "timestamp": recv_ns // 1_000_000,
             "headers": shown,
         }
-        self._write(orjson.dumps(record) + b"\n")
-        self.acked += 1
+        self._lines.append(orjson.dumps(record) + b"\n")
+        if len(self._lines) == 1:
+            self._soon(self._flush)
+        elif len(self._lines) >= _LINES_MAX:
+            self._flush()
 
     async def room(self) -> None:
-        """Never full: a slow reader blocks the write itself."""
+        """Never full while somebody reads: a slow reader blocks the write itself."""
+        if self._error is not None:
+            what = f"{self._error.strerror}: {self.failed:,} records or more did not arrive, {self.acked:,} did"
+            raise KcsError(what, where="stdout")
 
     async def drain(self) -> None:
-        """Nothing in flight."""
+        """Write what is left."""
+        self._flush()
+        await self.room()
 
     async def close(self) -> None:
         """The stream belongs to the process."""

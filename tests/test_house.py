@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "clock": set(),
     "model": set(),
-    "sink": set(),
+    "sink": {"errors"},
     "config": {"errors"},
     "stats": {"clock", "errors"},
     "pipeline": {"errors", "model", "sink", "stats"},

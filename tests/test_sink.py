@@ -6,12 +6,15 @@ import asyncio
 import hashlib
 import io
 import json
+import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kcs.errors import ConfigError, KcsError
 from kcs.sink import POSITION, Digest, NullSink, StdoutSink
 
 RECV_NS = 1_700_000_000_123_456_789
@@ -143,6 +146,45 @@ def test_stdout_shows_topic_key_value_time_and_where_it_comes_from() -> None:
             "id": "99",
         },
     }
+
+
+def test_stdout_is_written_once_a_turn_and_acked_when_it_is_written() -> None:
+    out = io.BytesIO()
+    due: list[Callable[[], None]] = []
+    sink = StdoutSink("{channel}", out, due.append)
+    route = sink.route("trade", "upbit", "KRW-BTC")
+    for number in range(3):
+        sink.emit(route, b"1", RECV_NS, POSITION.pack(number, 0, RECV_NS), b"")
+    assert (len(due), sink.acked, out.getvalue()) == (1, 0, b"")
+    due.pop()()
+    assert (sink.acked, out.getvalue().count(b"\n")) == (3, 3)
+    for number in range(1000):
+        sink.emit(route, b"1", RECV_NS, POSITION.pack(number, 0, RECV_NS), b"")
+    assert sink.acked > 900, "what waits is bounded"
+    asyncio.run(sink.drain())
+    assert (sink.acked, sink.failed) == (1003, 0)
+
+
+def test_what_a_reader_that_is_gone_did_not_get_is_not_acked() -> None:
+    read_end, write_end = os.pipe()
+    with open(write_end, "wb") as out:
+        sink = StdoutSink("{channel}", out)
+        route = sink.route("trade", "upbit", "KRW-BTC")
+        sink.emit(route, b"1", RECV_NS, POSITION.pack(0, 0, RECV_NS), b"")
+        os.close(read_end)
+        for number in (1, 2):
+            sink.emit(route, b"1", RECV_NS, POSITION.pack(number, 0, RECV_NS), b"")
+        assert (sink.acked, sink.failed, sink.full) == (1, 2, True)
+        for wait in (sink.room, sink.drain):
+            with pytest.raises(KcsError, match="2 records or more did not arrive"):
+                asyncio.run(wait())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write_end)  # so that closing it has something to write to
+
+
+@pytest.mark.parametrize("template", ["{", "{0}", "{market}", "{channel.x}"])
+def test_a_template_that_cannot_be_filled_in_is_a_wrong_call(template: str) -> None:
+    with pytest.raises(ConfigError, match="template"):
+        StdoutSink(template)
 
 
 def test_stdout_shows_a_rejected_frame_as_text_whatever_its_bytes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
 
@@ -39,7 +40,7 @@ async def open_sink(
         yield NullSink()
         return
     if kind == "stdout":
-        yield StdoutSink(config.topic or template)
+        yield StdoutSink(config.topic or template, soon=asyncio.get_running_loop().call_soon)
         return
     if kind != "kafka":
         raise UnknownNameError("sink", kind, SINKS, where="--sink")

@@ -131,7 +131,7 @@ def test_cat_from_to(path: Path, kcs: Call, args: tuple[str, ...], expected: Any
         assert [line.get("number", line.get("frame")) for line in lines(done)] == list(expected)
 
 
-@pytest.mark.parametrize("args", [("cat",), ("cat", "--json"), ("cat", "--events"), ("replay", "--sink", "stdout")])
+@pytest.mark.parametrize("args", [("cat",), ("cat", "--json"), ("cat", "--events")])
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, args: tuple[str, ...]) -> None:
     path = make(tmp_path, 1, trades(20_000))
     command = [sys.executable, "-m", "kcs", args[0], str(path), *args[1:]]
@@ -144,6 +144,21 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, args: tuple[str, ..
     process.stderr.close()
     assert process.wait(30) == 0
     assert said == b""
+
+
+def test_a_replay_whose_reader_goes_away_has_not_delivered(tmp_path: Path) -> None:
+    """A consumer that crashes must not look like one that got everything."""
+    path = make(tmp_path, 1, trades(20_000))
+    command = [sys.executable, "-m", "kcs", "replay", str(path), "--sink", "stdout"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    said = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(30) == 1
+    assert "did not arrive" in said
 
 
 # --- verify ---------------------------------------------------------------------------------------------------------
