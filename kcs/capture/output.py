@@ -223,13 +223,18 @@ class CaptureFile:
                 self.path.unlink()
 
 
+def temporary_path(target: Path) -> Path:
+    """Where a tool's new file stands until it is sealed."""
+    return target.with_name(target.name + ".tmp")
+
+
 @contextlib.contextmanager
 def making(target: Path, header: CaptureHeader, *, level: int = 3, force: bool = False) -> Iterator[CaptureFile]:
     """A file for tools, `TARGET.tmp` until sealed, removed when anything fails; a dead tool's `.tmp` is replaced.
 
     `force`: an existing `target` is replaced by the seal. Raises `CaptureWriteError`, `CaptureBusyError`.
     """
-    path = target.with_name(target.name + ".tmp")
+    path = temporary_path(target)
     if exists(path):
         assert_not_locked(path)
         try:

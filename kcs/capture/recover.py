@@ -19,7 +19,7 @@ import zstandard
 
 from kcs.capture.format import CHUNK_RECORDS_MAX, MIB
 from kcs.capture.osfile import assert_not_locked
-from kcs.capture.output import CaptureFile, making
+from kcs.capture.output import CaptureFile, making, temporary_path
 from kcs.capture.reader import CaptureReader
 from kcs.capture.records import decompress
 from kcs.capture.scan import Chunk
@@ -67,8 +67,10 @@ def recover(source: Path, target: Path, *, force: bool = False) -> RecoverReport
 
     `force` replaces an existing `target`. The source is only read. An undamaged source gives an equal capture.
     """
-    if target.exists() and target.samefile(source):
-        raise CaptureWriteError("source and target are the same file", where=str(target), remedy="name another target")
+    for path in (target, temporary_path(target)):  # a dead tool's `.tmp` would be replaced: it may be the source
+        if path.exists() and path.samefile(source):
+            what = "source and target are the same file"
+            raise CaptureWriteError(what, where=str(path), remedy="name another target")
     with CaptureReader(source, strict=False) as reader:
         assert_not_locked(reader.path)
         summary = reader.summary()

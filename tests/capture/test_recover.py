@@ -82,6 +82,13 @@ def test_recover_from_every_cut_gives_a_file_that_reads_strictly(tmp_path: Path)
         assert records_of(tmp_path / "out.zst") == list(frames(report.records))
 
 
+def test_a_source_that_looks_like_a_dead_runs_leftover_is_not_removed(tmp_path: Path) -> None:
+    path = make(tmp_path).rename(tmp_path / "out.zst.tmp")
+    with pytest.raises(CaptureWriteError, match="same file"):
+        recover(path, tmp_path / "out.zst")
+    assert len(records_of(path)) == 12
+
+
 def test_never_overwrites_unless_forced_and_never_itself(tmp_path: Path) -> None:
     path = make(tmp_path)
     (tmp_path / "out.zst").write_bytes(b"precious")
