@@ -212,7 +212,7 @@ def _report(
         seconds=max(result.seconds for result in results),
         ledger=ledger,
         captures=captures,
-        digest=results[0].digest if len(results) == 1 else None,
+        digest=results[0].digest if len(results) == 1 and not ledger.lost else None,
         reconnects=sum(result.reconnects for result in results),
         catch_ups=None,
         ack_latency=latency,

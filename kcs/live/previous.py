@@ -10,15 +10,17 @@ from kcs.capture.reader import CaptureReader
 from kcs.errors import CaptureError
 
 FILES_TRIED_MAX: Final = 8
-"""Newest files looked at until one has a record: a start must not read a whole archive."""
+"""Newest files looked at, by the second in their names: a start must not read a whole archive."""
 
 
 def last_record_ns(directory: Path, exchange: str) -> int | None:
-    """Receive time of the last record of the newest capture of the exchange; None when there is none.
+    """Receive time of the last record of the newest captures of the exchange; None when there is none.
 
-    What cannot be read is passed over: this is no place to fail a start.
+    The latest of several, because files of one second have no order by name. What cannot be read is passed over: this
+    is no place to fail a start.
     """
     names = [path for pattern in (".zst", ".zst.partial") for path in directory.glob(f"{exchange}-*{pattern}")]
+    ends: list[int] = []
     for path in sorted(names, key=lambda p: p.name, reverse=True)[:FILES_TRIED_MAX]:
         try:
             with CaptureReader(path, strict=False) as reader:
@@ -26,8 +28,8 @@ def last_record_ns(directory: Path, exchange: str) -> int | None:
         except CaptureError:
             continue
         if last_ns is not None:
-            return last_ns
-    return None
+            ends.append(last_ns)
+    return max(ends, default=None)
 
 
 def _end_of(reader: CaptureReader) -> int | None:
