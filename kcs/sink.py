@@ -23,6 +23,12 @@ from kcs.errors import ConfigError, KcsError
 POSITION: Final = Struct(">QIQ")
 """frame number, event index, receive time in ns."""
 
+RECORD_META: Final = Struct(">IQIQIQ")
+"""Value length, timestamp in ms, trade id length, then the position: made in one go, for the digest and the header."""
+
+META_POSITION: Final = 16
+"""Where the position begins in `RECORD_META`."""
+
 HEADER_NAME: Final = "kcs"
 RECORD_SCHEMA_VERSION: Final = 1
 """Counts changes of what a capture becomes in Kafka; digests of different versions do not compare."""
@@ -32,12 +38,11 @@ RECORD_BYTES_MAX: Final = 900 * 1024
 
 Headers = tuple[tuple[str, bytes], ...]
 
-_DIGEST_PARTS_MAX: Final = 240
+DIGEST_PARTS_MAX: Final = 192
 """Flushed every 48 records: what is held longer falls out of the processor's cache, which costs more than hashing."""
 _LINES_MAX: Final = 64
 """Records that wait for the end of the loop's turn on their way to stdout."""
 _LENGTH: Final = Struct(">I").pack
-_DIGEST_META: Final = Struct(">IQI").pack
 
 
 class Sink(Protocol):
@@ -90,14 +95,17 @@ class Digest:
 
     Per record: u32 length and bytes of canonical topic (`{channel}.{exchange}`), the same of the key, then u32 value
     length, u64 timestamp ms, u32 trade id length, position (20 bytes), trade id, value; integers big-endian. Capture
-    id, topic template and headers do not enter. Hashing is done for many records at once.
+    id, topic template and headers do not enter.
+
+    A record is four parts: prefix of its route, `RECORD_META`, trade id, value. Many are hashed at once, when there are
+    more than `DIGEST_PARTS_MAX` parts. The pipeline's hot paths have `add` written out.
     """
 
-    __slots__ = ("_parts", "_sha", "records")
+    __slots__ = ("_sha", "parts", "records")
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
-        self._parts: list[bytes] = []
+        self.parts: list[bytes] = []
         self.records = 0
 
     @staticmethod
@@ -107,20 +115,21 @@ class Digest:
         raw_key = key.encode()
         return _LENGTH(len(topic)) + topic + _LENGTH(len(raw_key)) + raw_key
 
-    def add(self, prefix: bytes, value: bytes, recv_ns: int, position: bytes, trade_id: bytes) -> None:
-        parts = self._parts
-        parts += (prefix, _DIGEST_META(len(value), recv_ns // 1_000_000, len(trade_id)), position, trade_id, value)
-        if len(parts) > _DIGEST_PARTS_MAX:
-            self._flush()
+    def add(self, prefix: bytes, meta: bytes, trade_id: bytes, value: bytes) -> None:
+        """Take one record."""
+        self.parts += (prefix, meta, trade_id, value)
+        if len(self.parts) > DIGEST_PARTS_MAX:
+            self.flush()
 
-    def _flush(self) -> None:
-        self.records += len(self._parts) // 5
-        self._sha.update(b"".join(self._parts))
-        self._parts.clear()
+    def flush(self) -> None:
+        """Hash what waits in `parts`."""
+        self.records += len(self.parts) // 4
+        self._sha.update(b"".join(self.parts))
+        self.parts.clear()
 
     def hexdigest(self) -> str:
         """The digest so far; more records may follow."""
-        self._flush()
+        self.flush()
         return self._sha.hexdigest()
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kcs.errors import ConfigError, KcsError
-from kcs.sink import POSITION, Digest, NullSink, StdoutSink
+from kcs.sink import META_POSITION, POSITION, RECORD_META, Digest, NullSink, StdoutSink
 
 RECV_NS = 1_700_000_000_123_456_789
 CAPTURE = bytes.fromhex("00112233aabbccdd")
@@ -39,10 +39,17 @@ def by_definition(rows: list[Row]) -> str:
     return sha.hexdigest()
 
 
+def add(made: Digest, row: Row) -> None:
+    channel, exchange, key, value, recv_ns, number, index, trade_id = row
+    meta = RECORD_META.pack(len(value), recv_ns // 1_000_000, len(trade_id), number, index, recv_ns)
+    assert meta[META_POSITION:] == POSITION.pack(number, index, recv_ns)
+    made.add(Digest.prefix(channel, exchange, key), meta, trade_id, value)
+
+
 def digest(rows: list[Row]) -> Digest:
     made = Digest()
-    for channel, exchange, key, value, recv_ns, number, index, trade_id in rows:
-        made.add(Digest.prefix(channel, exchange, key), value, recv_ns, POSITION.pack(number, index, recv_ns), trade_id)
+    for row in rows:
+        add(made, row)
     return made
 
 
@@ -73,8 +80,7 @@ def test_digest_of_many_records_and_in_between() -> None:
     for count, row in enumerate(many):
         if count % 777 == 0:
             assert made.hexdigest() == by_definition(many[:count]), "looking at it must not change it"
-        channel, exchange, key, value, recv_ns, number, index, trade_id = row
-        made.add(Digest.prefix(channel, exchange, key), value, recv_ns, POSITION.pack(number, index, recv_ns), trade_id)
+        add(made, row)
     assert made.hexdigest() == by_definition(many)
     assert made.records == 5_000
 
