@@ -272,7 +272,7 @@ class Pipeline:
             book = self._books.get(market) or self._new_book_route(market)
             book.ts_ns, book.stream, book.hashes = state.book_ts_ns, state.book_stream, state.books[-BOOK_WINDOW:]
 
-    # One event each. The digest gets the record before the sink, so a sink that fails cannot change it. Trades and books
+    # One event each. The digest gets the record before the sink: a sink that fails cannot change it. Trades and books
     # are nearly all there is: what others call is written out in them, because a call costs as much as the work does.
 
     def _trade(self, event: Trade, recv_ns: int, number: int, index: int) -> None:

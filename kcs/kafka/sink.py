@@ -68,6 +68,8 @@ class KafkaSink:
         self._partitions: dict[str, list[Partition]] = {}
         self._touched: list[Partition] = []
         self._sealed = 0
+        self.full = False
+        """True while more than `buffer_bytes_max` wait for their acks. An attribute: it is read before every frame."""
         self._buffered = 0
         self._changed: asyncio.Future[None] | None = None
         self._capture = b""
@@ -150,11 +152,6 @@ class KafkaSink:
 
     # --- taking records -----------------------------------------------------------------------------------------------
 
-    @property
-    def full(self) -> bool:
-        """True while more than `buffer_bytes_max` wait for their acks."""
-        return self._buffered > self.settings.buffer_bytes_max
-
     def start(self, capture_id: bytes) -> None:
         """Records from now on belong to this capture. A batch never holds records of two, but captures that take turns
         on different topics do not cut each other's batches."""
@@ -179,14 +176,12 @@ class KafkaSink:
     ) -> None:
         """Take one record; it is shipped by the end of this loop turn or by the ack before it."""
         part = route.partition
-        if self._headers:
-            own = [(HEADER_NAME, self._capture + position)]
-            if trade_id:
-                own.append((ID_HEADER, trade_id))
-            if headers:
-                own += headers
-        else:
+        if not self._headers:
             own = []
+        elif trade_id:
+            own = [(HEADER_NAME, self._capture + position), (ID_HEADER, trade_id), *headers]
+        else:
+            own = [(HEADER_NAME, self._capture + position), *headers]
         positions = part.positions
         if (
             part.tally is not self._tally
@@ -234,8 +229,13 @@ class KafkaSink:
         records = len(batch.positions)
         self._sealed += records
         batch.tally.produced += records
-        self._buffered += batch.size
+        self._buffer(batch.size)
         return batch
+
+    def _buffer(self, change: int) -> None:
+        """So many bytes more (or fewer) wait for their acks."""
+        self._buffered += change
+        self.full = self._buffered > self.settings.buffer_bytes_max
 
     def _ship_touched(self) -> None:
         touched, self._touched = self._touched, []
@@ -256,7 +256,7 @@ class KafkaSink:
         batch = part.waiting.popleft()
         while batch.size > part.batch_bytes_max and len(batch.positions) > 1:
             first, rest = batch.halves(self.compression)
-            self._buffered += first.size + rest.size - batch.size
+            self._buffer(first.size + rest.size - batch.size)
             part.waiting.appendleft(rest)
             batch = first
         return batch
@@ -300,7 +300,7 @@ class KafkaSink:
         batch.tally.ack(part.topic, part.number, base_offset, records)
         if base_offset >= 0:
             part.floor = base_offset + records
-        self._buffered -= batch.size
+        self._buffer(-batch.size)
         if self._latency is not None:
             now_ns = self.clock.now_ns()
             packed = b"".join(batch.positions)
@@ -324,9 +324,9 @@ class KafkaSink:
 
     def resume(self, part: Partition, batch: Batch, pieces: Iterable[Batch]) -> None:
         """Put `pieces` in the place of a batch that came back, and let the partition go on."""
-        self._buffered -= batch.size
+        self._buffer(-batch.size)
         parts = list(pieces)
-        self._buffered += sum(piece.size for piece in parts)
+        self._buffer(sum(piece.size for piece in parts))
         part.waiting.extendleft(reversed(parts))
         part.flying = None
         self._ship_next(part)
