@@ -31,7 +31,7 @@ from kcs.cli.running import measured, run_async
 from kcs.clock import SystemClock
 from kcs.exchanges import Subscription, venue
 from kcs.kafka.embedded import EmbeddedBroker
-from kcs.kafka.settings import KafkaSettings
+from kcs.kafka.settings import REPLAY_BUFFER_BYTES, KafkaSettings
 from kcs.kafka.sink import KafkaSink
 from kcs.live.collector import Collector, CollectorSettings
 from kcs.model import CHANNELS
@@ -77,7 +77,7 @@ async def replays(tape: Path, bootstrap: str, rounds: int, warmup_rounds: int) -
     ready = await ReadyRecords.of(tape)
     kept: list[dict[str, Any]] = []
     for number in range(warmup_rounds + rounds):
-        settings = _settings(bootstrap, f"bench{os.getpid()}r{number}")
+        settings = _settings(bootstrap, f"bench{os.getpid()}r{number}", buffer_bytes_max=REPLAY_BUFFER_BYTES)
         seconds = await ready_batches(ready, settings)
         figures = await replay_round(tape, settings)
         figures["ready_records_per_s"] = ready.records / seconds
@@ -89,8 +89,8 @@ async def replays(tape: Path, bootstrap: str, rounds: int, warmup_rounds: int) -
     return {"digest": digests.pop(), "rounds": kept}
 
 
-def _settings(bootstrap: str, prefix: str, partitions: int = 1) -> KafkaSettings:
-    return KafkaSettings(bootstrap, template=f"{prefix}.{{channel}}.{{exchange}}", partitions=partitions)
+def _settings(bootstrap: str, prefix: str, partitions: int = 1, **sizes: int) -> KafkaSettings:
+    return KafkaSettings(bootstrap, template=f"{prefix}.{{channel}}.{{exchange}}", partitions=partitions, **sizes)
 
 
 # --- receive to ack ---------------------------------------------------------------------------------------------------

@@ -44,7 +44,10 @@ async def open_sink(
         return
     if kind != "kafka":
         raise UnknownNameError("sink", kind, SINKS, where="--sink")
-    from kcs.kafka.settings import KafkaSettings  # lazily: the client library takes 100 ms to import
+    from kcs.kafka.settings import (  # lazily: the client library takes 100 ms to import
+        REPLAY_BUFFER_BYTES,
+        KafkaSettings,
+    )
     from kcs.kafka.sink import KafkaSink
 
     with ExitStack() as stack:
@@ -54,6 +57,7 @@ async def open_sink(
 
             bootstrap = stack.enter_context(EmbeddedBroker()).bootstrap
             say("kcs: no --bootstrap given: records go to the embedded broker, in memory, newest 5 MB a partition")
+        sizes = {"buffer_bytes_max": REPLAY_BUFFER_BYTES} if retain else {}
         settings = KafkaSettings(
             bootstrap=bootstrap,
             template=config.topic or template,
@@ -62,6 +66,7 @@ async def open_sink(
             replication=config.replication,
             properties=config.kafka,
             retention_forever=retain,
+            **sizes,
         )
         sink = KafkaSink(settings, clock, latency=latency)
         await sink.open(exchanges, channels, oldest_ns=oldest_ns)

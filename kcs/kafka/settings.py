@@ -19,6 +19,9 @@ from kcs.sink import RECORD_BYTES_MAX
 
 DEFAULT_PORT: Final = 9092
 TOPIC_LENGTH_MAX: Final = 249
+REPLAY_BUFFER_BYTES: Final = 8 * 1024 * 1024
+"""`buffer_bytes_max` of a replay. It has nothing to outwait, and what is buffered longer falls out of the cache."""
+
 SYSTEM_CHANNELS: Final = ("gap", "reject")
 """Channels that every run may produce besides those subscribed to."""
 
@@ -43,7 +46,7 @@ class KafkaSettings:
     replication: int | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
     buffer_bytes_max: int = 64 * 1024 * 1024
-    batch_bytes_max: int = 256 * 1024
+    batch_bytes_max: int = 896 * 1024
     retention_forever: bool = False
     client_id: str = "kcs"
     connect_timeout_s: float = 5.0
