@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 
 from kcs.cli.terminal import say
 from kcs.clock import Clock
@@ -57,7 +58,6 @@ async def open_sink(
 
             bootstrap = stack.enter_context(EmbeddedBroker()).bootstrap
             say("kcs: no --bootstrap given: records go to the embedded broker, in memory, newest 5 MB a partition")
-        sizes = {"buffer_bytes_max": REPLAY_BUFFER_BYTES} if retain else {}
         settings = KafkaSettings(
             bootstrap=bootstrap,
             template=config.topic or template,
@@ -66,8 +66,9 @@ async def open_sink(
             replication=config.replication,
             properties=config.kafka,
             retention_forever=retain,
-            **sizes,
         )
+        if retain:
+            settings = replace(settings, buffer_bytes_max=REPLAY_BUFFER_BYTES)
         sink = KafkaSink(settings, clock, latency=latency)
         await sink.open(exchanges, channels, oldest_ns=oldest_ns)
         try:
