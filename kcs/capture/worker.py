@@ -28,7 +28,8 @@ class WriterSettings:
     """How to write. A chunk is handed over at three fifths of `flush_ns`; the rest is for timer and disk."""
 
     flush_ns: int = 250_000_000
-    chunk_bytes_max: int = 1 * MIB
+    chunk_bytes_max: int = MIB // 8
+    """Small: compressing competes with the event loop for the core, a chunk at a time. `repack` makes them large."""
     level: int = 3
     size_max: int | None = None
     age_max_ns: int | None = None

@@ -19,7 +19,7 @@ from typing import Final
 import orjson
 
 import kcs
-from kcs.capture.format import CaptureHeader
+from kcs.capture.format import MIB, CaptureHeader
 from kcs.capture.osfile import write_error
 from kcs.capture.output import SealedCapture
 from kcs.capture.writer import CaptureWriter, WriterSettings
@@ -125,7 +125,7 @@ class _Tape:
         self._writer = writer = CaptureWriter(
             directory,
             header,
-            settings=WriterSettings(flush_ns=_FLUSH_NS, threaded=False),
+            settings=WriterSettings(flush_ns=_FLUSH_NS, chunk_bytes_max=MIB, threaded=False),
             new_id=lambda: ids.bits().to_bytes(8, "big"),
         )
         try:

@@ -17,7 +17,7 @@ import pytest
 
 from kcs.capture.format import PAYLOAD_BYTES_MAX
 from kcs.capture.reader import CaptureReader
-from kcs.capture.writer import CaptureWriter, WriterSettings, capture_name
+from kcs.capture.writer import WORKER_NICE, CaptureWriter, WriterSettings, capture_name
 from kcs.errors import CaptureBusyError, CaptureWriteError, UsageError
 from kcs.model import Kind, OpenFields
 from tests.capture.making import SECOND, START_NS, all_kinds, append, frames, header, ids, records_of, writer
@@ -483,3 +483,16 @@ def test_open_record_has_its_fields_in_the_file(tmp_path: Path) -> None:
     target = writer(tmp_path)
     target.append_fields(Kind.OPEN, 7, START_NS, OpenFields(url="u", cause="silence"))
     assert records_of(target.close(START_NS)[0].path)[0].fields == OpenFields(url="u", cause="silence")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no nice of their own here")
+def test_the_worker_lets_the_event_loop_go_first(tmp_path: Path) -> None:
+    target = writer(tmp_path, threaded=True)
+    append(target, frames(1)[0])
+    target.flush()
+    while not target.captured:  # the worker has begun; bounded by the test's time limit
+        os.sched_yield()
+    (worker,) = (thread for thread in threading.enumerate() if thread.name == "capture-upbit")
+    assert os.getpriority(os.PRIO_PROCESS, worker.native_id or 0) >= WORKER_NICE
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < WORKER_NICE
+    target.close(START_NS)
