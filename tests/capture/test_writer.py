@@ -488,7 +488,7 @@ def test_open_record_has_its_fields_in_the_file(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no nice of their own here")
 def test_the_worker_lets_the_event_loop_go_first(tmp_path: Path) -> None:
     target = writer(tmp_path, threaded=True)
-    append(target, frames(1)[0])
+    append(target, next(iter(frames(1))))
     target.flush()
     while not target.captured:  # the worker has begun; bounded by the test's time limit
         os.sched_yield()
