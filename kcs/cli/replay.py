@@ -120,7 +120,7 @@ class Job:
                     done = (at.position_ns - (oldest_ns or 0)) / 1e9
                     bar.update(done, f"{at.frames:,} frames, {format_time(at.position_ns)}")
 
-                result = await play(self.plan, sink, ledger, clock, stop=stop, on_progress=show)
+                result = await play(self.plan, sink, ledger, clock, stop=stop, force=stop.force, on_progress=show)
         ledger.check()
         played = result.played
         return RunReport(

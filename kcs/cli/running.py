@@ -20,7 +20,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 
 def run_async(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run `main` to its end on a fresh loop. A second signal cancels it: KeyboardInterrupt."""
+    """Run `main` to its end on a fresh loop. A third signal cancels it: KeyboardInterrupt."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
             return runner.run(main())
@@ -37,15 +37,25 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
+class Stop(asyncio.Event):
+    """Set by the first signal: end cleanly. `force` is set by the second: wait for nothing, but still report."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.force = asyncio.Event()
+
+
 @contextmanager
-def interruptible() -> Iterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set; the second signal cancels the task."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+def interruptible() -> Iterator[Stop]:
+    """What SIGINT and SIGTERM set: first the event, then its `force`; the third signal cancels the task."""
+    loop, stop = asyncio.get_running_loop(), Stop()
     task = asyncio.current_task()
 
     def on_signal() -> None:
-        if stop.is_set() and task is not None:
+        if stop.force.is_set() and task is not None:
             task.cancel()
+        elif stop.is_set():
+            stop.force.set()
         stop.set()
 
     signals = (signal.SIGINT, signal.SIGTERM)

@@ -304,13 +304,14 @@ class _Line:
 class _Grace:
     """Awaits work; from the moment `stop` is set, all of it together has `STOP_GRACE_S` left, then it is cancelled.
 
-    A frame is fed between two awaits, so cancelling never splits one.
+    `force` ends the grace at once. A frame is fed between two awaits, so cancelling never splits one.
     """
 
-    __slots__ = ("_ends_s", "_loop", "_stop")
+    __slots__ = ("_ends_s", "_force", "_loop", "_stop")
 
-    def __init__(self, stop: asyncio.Event | None) -> None:
+    def __init__(self, stop: asyncio.Event | None, force: asyncio.Event | None = None) -> None:
         self._stop = stop
+        self._force = force or asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._ends_s: float | None = None
 
@@ -320,13 +321,14 @@ class _Grace:
             await work
             return
         task = asyncio.ensure_future(work)
-        stopping = asyncio.ensure_future(self._stop.wait())
+        stopping, forced = asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._force.wait())
         try:
             await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done() and not idle():
                 if self._ends_s is None:
                     self._ends_s = self._loop.time() + STOP_GRACE_S
-                await asyncio.wait({task}, timeout=max(0.0, self._ends_s - self._loop.time()))
+                left_s = max(0.0, self._ends_s - self._loop.time())
+                await asyncio.wait({task, forced}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
@@ -334,6 +336,7 @@ class _Grace:
                 task.result()
         finally:
             stopping.cancel()
+            forced.cancel()
             task.cancel()
 
 
@@ -345,17 +348,18 @@ async def replay(
     *,
     sleep: Sleep = asyncio.sleep,
     stop: asyncio.Event | None = None,
+    force: asyncio.Event | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ReplayResult:
     """Push the captures through; returns when the sink has acknowledged everything or given up on it.
 
     Raises CaptureError for files that cannot be opened and KafkaError from the sink. Damage inside a file does not
     raise: it is counted in `ledger.unread`. Setting `stop` ends the replay after the frame at hand;
-    what the sink has not acknowledged `STOP_GRACE_S` later is reported as in flight.
+    what the sink has not acknowledged `STOP_GRACE_S` later, or when `force` is set, is reported as in flight.
     """
     lateness = LatencyHistogram() if plan.speed is not None else None
     started_ns = clock.monotonic_ns()
-    grace = _Grace(stop)
+    grace = _Grace(stop, force)
     played: list[Played] = []
     recorded_ns = 0
     interrupted = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 import kcs.cli.sinks
+from kcs.cli.running import interruptible, run_async
 from kcs.errors import KafkaError
 from kcs.replay import engine
 from kcs.verify import verify
@@ -92,6 +94,52 @@ def test_a_sink_that_is_stuck_when_the_signal_comes(
     assert done.code == 3, "loss comes before the interruption"
     assert done.json["records"] == {"produced": 100, "acked": 0, "failed": 0, "in_flight": 100}
     balanced(done.json)
+
+
+@pytest.mark.parametrize("room_for", [100, 10_000], ids=["feeding", "draining"])
+def test_a_second_signal_ends_the_grace_and_the_ledger_still_comes_out(
+    tmp_path: Path, kcs: Call, into: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch, room_for: int
+) -> None:
+    monkeypatch.setattr(engine, "STOP_GRACE_S", 3_600.0)
+
+    class Signalled(StuckSink):
+        async def _signals(self) -> None:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+
+        async def room(self) -> None:
+            await self._signals()
+            await super().room()
+
+        async def drain(self) -> None:
+            if room_for > 1_000:
+                await self._signals()
+            await super().drain()
+
+    into(Signalled(room_for))
+    path = make(tmp_path, 1, trades(1_000))
+    fed = min(room_for, 1_000)
+    done = kcs("replay", path, "--json")
+    assert done.code == 3, "loss comes before the interruption"
+    assert done.json["records"] == {"produced": fed, "acked": 0, "failed": 0, "in_flight": fed}
+    balanced(done.json)
+
+
+def test_signals_stop_then_force_then_cancel() -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    async def main() -> None:
+        with interruptible() as stop:
+            for until in (stop.wait, stop.force.wait, asyncio.Event().wait):
+                signal.raise_signal(signal.SIGTERM)
+                await until()
+                seen.append((stop.is_set(), stop.force.is_set()))
+
+    with pytest.raises(KeyboardInterrupt):
+        run_async(main)
+    assert seen == [(True, False), (True, True)]
 
 
 def test_stdout_sink_is_ndjson_and_talk_is_elsewhere(tmp_path: Path, kcs: Call) -> None:
