@@ -82,7 +82,7 @@ class Report:
     def gated(self, measure: Callable[[int], list[tuple[Row, Gate | None]]]) -> None:
         """Measure (attempt 0); where a limit is missed once more (attempt 1), and fail if it is missed again.
 
-        The second time the machine's pace before and after counts: its slower half, no less than `PACE_MIN`.
+        The second time the machine's pace before and after counts: the slower of both, no less than `PACE_MIN`.
         """
         first = measure(0)
         missed = _missed(first)

@@ -54,6 +54,8 @@ class Ledger:
     in_flight: int = 0
     unread: int = 0
     """Records that a damaged capture holds no more."""
+    unwritten: int = 0
+    """Records of any kind, mostly frames counted as captured, that a failing disk never took; in no equation."""
 
     @property
     def events(self) -> int:
@@ -62,7 +64,7 @@ class Ledger:
     @property
     def lost(self) -> bool:
         """This run failed to capture, deliver or read something: exit code 3."""
-        return bool(self.uncaptured or self.behind or self.failed or self.in_flight or self.unread)
+        return bool(self.uncaptured or self.behind or self.failed or self.in_flight or self.unread or self.unwritten)
 
     def settle(self, acked: int, failed: int) -> None:
         """Take the sink's counts; what is neither acked nor failed is in flight."""
@@ -114,6 +116,7 @@ class Ledger:
                 "rejected": dict(sorted(self.rejected.items())),
                 "behind": self.behind,
                 "unread": self.unread,
+                "unwritten": self.unwritten,
             },
             "events": {
                 "trade": self.trades,

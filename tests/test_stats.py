@@ -45,7 +45,7 @@ def test_more_acks_than_records_is_an_error() -> None:
         ledger.check()
 
 
-@pytest.mark.parametrize("field", ["uncaptured", "behind", "failed", "in_flight", "unread"])
+@pytest.mark.parametrize("field", ["uncaptured", "behind", "failed", "in_flight", "unread", "unwritten"])
 def test_each_kind_of_loss_counts_as_loss(field: str) -> None:
     assert not Ledger().lost
     assert Ledger(**{field: 1}).lost

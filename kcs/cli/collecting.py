@@ -227,8 +227,7 @@ def _report(
 def _failure(results: Sequence[CollectorResult]) -> str | None:
     for result in results:
         if result.failure is not None:
-            lost = f"\n  {result.records_lost:,} records never reached the disk" if result.records_lost else ""
-            return f"the capture failed: {result.failure}{lost}"
+            return f"the capture failed: {result.failure}"
         if result.connect_failures and not result.ledger.received:
             return "no connection to the venue came about"
     return None

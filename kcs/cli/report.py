@@ -112,7 +112,7 @@ class RunReport:
         rows.extend(("note", note) for note in self.notes)
         if self.failed:
             rows.append(("FAILED", self.failed))
-        elif ledger.lost:
+        if ledger.lost:
             rows.append(("LOSS", _loss_text(ledger)))
         return rows
 
@@ -150,5 +150,6 @@ def _loss_text(ledger: Ledger) -> str:
         ("records failed", ledger.failed),
         ("records not acknowledged", ledger.in_flight),
         ("records unreadable in the capture", ledger.unread),
+        ("records never reached the disk", ledger.unwritten),
     )
     return "; ".join(f"{number:,} {name}" for name, number in parts if number)

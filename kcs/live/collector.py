@@ -295,6 +295,7 @@ class Collector:
         recorder.finish()
         sealed, self._drained = await asyncio.gather(self._seal(recorder, now_ns), self._drain())
         self.ledger.settle(self._sink.acked, self._sink.failed)
+        self.ledger.unwritten = recorder.records_lost
         recorder.write_receipts()
         return sealed
 

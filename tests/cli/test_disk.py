@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,7 +62,7 @@ def test_a_full_disk(verb: str, small_disk: Path, busy_sim_url: str, tmp_path: P
         done = kcs.wait()
     assert_stopped_loudly(done.code, done.err, done.json, directory, "the disk is full")
     (left,) = [*sealed(directory), *partials(directory)]
-    lost = int(re.findall(r"(\d+) records never reached the disk", done.json["failed"].replace(",", ""))[0])
+    lost = done.json["frames"]["unwritten"]
     saved = run("recover", left, tmp_path / "saved.zst", "--json", cwd=tmp_path)
     assert saved.json["missing"] == lost > 0, "the run and the file agree on what is missing"
     replayed = run("replay", tmp_path / "saved.zst", "--sink", "null", "--json", cwd=tmp_path)
