@@ -1,0 +1,17 @@
+"""The report's own rules: what counts as loss, what is said of it, and what does not apply is null."""
+
+from __future__ import annotations
+
+from kcs.cli.report import RunReport
+from kcs.stats import Ledger
+
+
+def test_what_a_failed_disk_never_took_is_in_the_json_and_in_the_loss_line() -> None:
+    ledger = Ledger(received=10, captured=10, parsed=10, unwritten=1_234)
+    ledger.check()
+    report = RunReport("live", 1.0, ledger, failed="the capture failed: the disk is full")
+    assert report.as_json()["frames"]["unwritten"] == 1_234
+    rows = dict(report.lines())
+    assert rows["FAILED"] == "the capture failed: the disk is full"
+    assert rows["LOSS"] == "1,234 records never reached the disk"
+    assert report.exit_code() == 1, "a run that failed is 1, whatever else it lost"
