@@ -30,7 +30,7 @@ from pathlib import Path
 from types import TracebackType
 
 POM = Path(__file__).with_name("pom.xml")
-CACHE = Path(os.environ.get("KCS_KAFKA_CACHE") or Path(__file__).with_name(".kafka"))
+CACHE = Path(os.environ.get("REAL_KAFKA_CACHE") or Path(__file__).with_name(".kafka"))
 PORT_MIN, PORT_MAX = 18_000, 32_000
 """Below the range from which Linux takes the ports of outgoing connections."""
 JAVA_VERSION_MIN = 17
