@@ -8,6 +8,7 @@ column `add` raises OverflowError and `table` what pyarrow raises (ArrowExceptio
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -71,7 +72,7 @@ def rows_of(channel: str) -> Rows:
     return _BUFFERS[channel]()
 
 
-class _Common:
+class _Common(ABC):
     """The columns of every channel. `market` holds codes into `names`, in order of appearance, until `table`."""
 
     channel: str
@@ -98,9 +99,9 @@ class _Common:
         self.frame.append(frame)
         self.event.append(index)
 
+    @abstractmethod
     def _own(self) -> list[Any]:
         """The arrays of the channel's own columns, in the schema's order."""
-        raise NotImplementedError
 
     def _markets(self) -> Any:
         """The market column: a dictionary of the names that occur, in their order, so that codes sort as names do."""
