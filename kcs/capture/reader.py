@@ -151,6 +151,33 @@ class CaptureReader:
             remedy=f"kcs recover {self.path} OUT.zst saves every intact record",
         )
 
+    def end_number(self, to_ns: int) -> int | None:
+        """First number of the chunk behind the last one with a record earlier than `to_ns`; None: there is no chunk.
+
+        From the index or the descriptors alone: no chunk is read, and `damage` stays as it is.
+        """
+        end: int | None = None
+
+        def wanted(meta: ChunkMeta) -> bool:
+            nonlocal end
+            if meta.first_ns < to_ns:
+                end = None
+            elif end is None:
+                end = meta.first_number
+            return False
+
+        identity = self._identity
+        walker = Walker(self._file, self.header.capture_id, identity.start, lambda damage: None)
+        index = identity.index
+        try:
+            for chunk in walker.by_walking(wanted) if index is None else walker.by_index(index, wanted):
+                wanted(chunk.meta)  # its descriptor is damaged, so it was found by its content
+        except Newer as exc:
+            raise newer(exc, self.path) from exc
+        except OSError as exc:
+            raise _system_error(exc, self.path) from exc
+        return end
+
     # ------------------------------------------------------------ info
 
     @property

@@ -147,14 +147,9 @@ class _Player:
         self.left = SLICE_FRAMES
         await asyncio.sleep(0)
 
-    def _past_end(self, run: list[RawRecord]) -> bool:
-        """True when every record that may still come is later than `to_ns`: heads come in time order."""
-        to_ns = self.plan.to_ns
-        return to_ns is not None and bool(run) and min(record[3] for record in run) >= to_ns
-
     async def play(self, on_progress: Callable[[Progress], None] | None) -> None:
         current: _Line | None = None
-        for tape, run in merged(self.plan.sources):
+        for tape, run in merged(self.plan.sources, self.plan.to_ns):
             line = self.lines.get(tape.source.capture_id)
             if line is None:
                 line = self.lines[tape.source.capture_id] = _Line(tape, self)
@@ -164,7 +159,7 @@ class _Player:
             await line.feed(run)
             if on_progress is not None:
                 on_progress(Progress(self.frames, self.last_ns))
-            if self.stopped or self._past_end(run):
+            if self.stopped:
                 break
 
     def played(self) -> list[Played]:

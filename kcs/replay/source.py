@@ -68,16 +68,21 @@ def plan(paths: Sequence[Path]) -> list[Source]:
 
 
 class Tape:
-    """The records of one source, a chunk at a time. `lost` counts what the file holds no more."""
+    """The records of one source, a chunk at a time. `lost` counts what the file holds no more.
 
-    __slots__ = ("_batch", "_batches", "_expected", "_next", "_reader", "damaged", "lost", "order", "source")
+    With `to_ns` it ends behind the last chunk that holds anything earlier, and what lies behind is nobody's loss. The
+    descriptors say where that is, not the times met on the way: those of an import may run back.
+    """
 
-    def __init__(self, source: Source, order: int) -> None:
+    __slots__ = ("_batch", "_batches", "_end", "_expected", "_next", "_reader", "damaged", "lost", "order", "source")
+
+    def __init__(self, source: Source, order: int, to_ns: int | None = None) -> None:
         self.source = source
         self.order = order
         self.lost = 0
         self.damaged = 0
         self._reader = CaptureReader(source.path, strict=False)
+        self._end = None if to_ns is None else self._reader.end_number(to_ns)
         self._batches = self._reader.batches()
         self._batch: list[RawRecord] = []
         self._next = 0
@@ -96,9 +101,14 @@ class Tape:
                 self._finish()
                 return False
             self._batch, self._next = batch, 0
-            if batch:
-                self.lost += max(0, batch[0][0] - self._expected)
-                self._expected = batch[-1][0] + 1
+            first, end = batch[0][0], self._end
+            if end is not None and first >= end:
+                self.lost += max(0, end - self._expected)
+                self._batch = []
+                self.close()
+                return False
+            self.lost += max(0, first - self._expected)
+            self._expected = batch[-1][0] + 1
         return True
 
     def take(self, until_ns: int | None) -> list[RawRecord]:
@@ -138,19 +148,20 @@ def _until_ns(tape: Tape, heap: list[tuple[int, int, Tape]], waiting: list[Sourc
     return max(min(bounds), tape.head_ns) if bounds else None
 
 
-def merged(sources: Sequence[Source]) -> Iterator[tuple[Tape, list[RawRecord]]]:
+def merged(sources: Sequence[Source], to_ns: int | None = None) -> Iterator[tuple[Tape, list[RawRecord]]]:
     """Runs of consecutive records with the tape they come from, ordered by receive time across files.
 
-    Ties go to the earlier source. A run is never longer than a chunk.
+    Ties go to the earlier source. A run is never longer than a chunk. With `to_ns` nothing earlier is left out; later
+    records are still among those given, since chunks are not cut.
     """
-    waiting = [s for s in sources if s.first_ns is not None]
+    waiting = [s for s in sources if s.first_ns is not None and (to_ns is None or s.first_ns < to_ns)]
     waiting.reverse()
     heap: list[tuple[int, int, Tape]] = []
     order = 0
     try:
         while waiting or heap:
             while waiting and (not heap or (waiting[-1].first_ns or 0) <= heap[0][0]):
-                tape = Tape(waiting.pop(), order)
+                tape = Tape(waiting.pop(), order, to_ns)
                 order += 1
                 if tape.fill():
                     heapq.heappush(heap, (tape.head_ns, tape.order, tape))

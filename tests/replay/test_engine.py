@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from kcs.capture.format import DESCRIPTOR_BYTES
+from kcs.capture.reader import CaptureReader
 from kcs.capture.recover import recover
 from kcs.cli.report import RunReport
 from kcs.clock import SystemClock, VirtualClock
@@ -128,6 +130,38 @@ def test_to_alone_stops_reading(tmp_path: Path) -> None:
     assert sink.numbers == [(1, number) for number in range(10)]
     assert len(seen) <= 2, "chunks behind the end were read"
     assert (result.played[0].digest, ledger.unread) == (None, 0)
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_to_finds_everything_before_it_where_times_run_back(tmp_path: Path, index: bool) -> None:
+    """Only an import can be like that. The early part lies behind chunks that are too late, others follow it."""
+    parts = [(0, START_NS + 20 * SECOND), (300, START_NS + SECOND), (600, START_NS + 30 * SECOND)]
+    frames = [frame for first, at_ns in parts for frame in trades(300, first=first, at_ns=at_ns, step_ns=MS)]
+    path = make(tmp_path, 1, frames)
+    if not index:
+        path = tmp_path / "cut.zst.partial"
+        path.write_bytes(make(tmp_path, 2, frames).read_bytes()[:-40])
+    other = make(tmp_path, 3, trades(10, first=5_000, at_ns=START_NS + 5 * SECOND, step_ns=2 * SECOND))
+    sink = ListSink()
+    result, ledger = play([path, other], sink, to_ns=START_NS + 10 * SECOND)
+    assert [number for capture, number in sink.numbers if capture != 3] == [*range(300, 600)]
+    assert [number for capture, number in sink.numbers if capture == 3] == [0, 1, 2]
+    assert (ledger.received, ledger.unread) == (303, 0)
+    assert exit_code(result, ledger) == 0
+
+
+def test_to_counts_what_is_lost_before_it_and_not_behind(tmp_path: Path) -> None:
+    whole = make(tmp_path, 1, trades(500, step_ns=MS), chunk=50)
+    with CaptureReader(whole) as reader:
+        offsets = [chunk.offset for chunk in reader.chunks()]
+    content = bytearray(whole.read_bytes())
+    for hit in (2, 8):
+        content[offsets[hit] + DESCRIPTOR_BYTES + 20] ^= 0x10
+    whole.write_bytes(content)
+    for chunks, unread in ((2, 0), (5, 50), (8, 50), (10, 100)):
+        result, ledger = play([whole], ListSink(), to_ns=START_NS + chunks * 50 * MS)
+        assert (ledger.received, ledger.unread) == (chunks * 50 - unread, unread)
+        assert exit_code(result, ledger) == (3 if unread else 0)
 
 
 def test_a_range_without_records_is_empty_and_no_loss(tmp_path: Path) -> None:
