@@ -12,6 +12,7 @@ from time import perf_counter
 
 import kcs
 from bench.report import Gate, Report, Row
+from bench.tapes import FIXTURE
 from kcs.capture.format import MIB, CaptureHeader
 from kcs.capture.writer import CaptureWriter, WriterSettings
 from kcs.model import Kind
@@ -60,7 +61,7 @@ def test_help(report: Report) -> None:
 
 
 def test_info_of_a_gigabyte(report: Report, tmp_path: Path) -> None:
-    """`kcs info` on a sealed capture of 1 GB, less what `kcs --help` takes to start."""
+    """`kcs info` on a sealed capture of 1 GB, less what the same command takes on the small fixture: its start-up."""
     path = str(capture_of_a_gigabyte(tmp_path))
 
     def measure(attempt: int) -> list[tuple[Row, Gate | None]]:
