@@ -9,6 +9,10 @@ one ends in the ledger as parsed, ignored or rejected. Not thread-safe.
 Duplicates (section "Duplicates" of docs/kafka.md): a trade whose (market, id) is among the last `TRADE_WINDOW` of its
 market; an order book equal to one already emitted with the same time; a book older than the last emitted one *of
 another stream* (within one stream the order of arrival rules, so a venue whose clock steps back loses nothing).
+
+Markets are bounded: at most `MARKETS_MAX` an exchange, counted over all channels, in the order they first appear, and
+kept by the saved state. A frame with an event of a market beyond them is rejected whole (`too_many_markets`), before
+any of its events is emitted; its events change nothing and are not counted, known markets among them or not.
 """
 
 from __future__ import annotations
@@ -40,11 +44,16 @@ from kcs.stats import Ledger
 TRADE_WINDOW: Final = 128
 """Trade ids remembered per market. Venues repeat the last trade after a reconnect; two sockets differ by less."""
 
+MARKETS_MAX: Final = 16_384
+"""Markets of one exchange that are remembered; the largest venues list a tenth. Invented ones must not fill memory."""
+
 BOOK_WINDOW: Final = 64
 """Different books of one market with one and the same time that are remembered."""
 
 _pack_meta: Final = RECORD_META.pack
 _dumps: Final = orjson.dumps
+_POSITION_PART: Final = slice(META_POSITION, None)
+"""Made once: a slice written out is an object a record."""
 
 
 class Adapter(Protocol):
@@ -148,8 +157,10 @@ class Pipeline:
         "_emit",
         "_exchange",
         "_gaps",
+        "_markets",
         "_parse",
         "_rejects",
+        "_room",
         "_sink",
         "_tickers",
         "_trades",
@@ -169,6 +180,9 @@ class Pipeline:
         self._trades: dict[str, _TradeRoute] = {}
         self._books: dict[str, _BookRoute] = {}
         self._tickers: dict[str, _Route] = {}
+        self._markets: set[str] = set()
+        self._room = MARKETS_MAX
+        """Markets that may still come: a frame of no more events than that needs no look at each."""
         self._gaps: dict[int, _Route] = {}
         self._rejects: dict[int, _Route] = {}
         self.ledger = ledger
@@ -202,6 +216,9 @@ class Pipeline:
             return
         except FrameRejected as verdict:
             self._reject(stream, recv_ns, number, payload, verdict.reason)
+            return
+        if len(events) > self._room and not self._fits(events):
+            self._reject(stream, recv_ns, number, payload, "too_many_markets")
             return
         self.ledger.parsed += 1
         index = 0
@@ -246,7 +263,7 @@ class Pipeline:
     def save(self) -> list[tuple[int, StateFields, bytes]]:
         """(stream, fields, payload) of the state records that make a file stand alone; fed back through `control`."""
         states = []
-        for market in sorted(self._trades.keys() | self._books.keys()):
+        for market in sorted(self._markets):
             trade, book = self._trades.get(market), self._books.get(market)
             state = _MarketState(
                 trades=trade.ids() if trade else [],
@@ -265,6 +282,10 @@ class Pipeline:
         if state.adapter is not None:
             self._adapter.load(stream, market, state.adapter)
             return
+        if market not in self._markets:
+            if not self._room:
+                raise ValueError(f"more than {MARKETS_MAX:,} markets, which no run keeps")
+            self._enter(market)
         if state.trades:
             trade = self._trades.get(market) or self._new_trade_route(market)
             trade.restore(state.trades)
@@ -300,7 +321,7 @@ class Pipeline:
             if len(parts) > DIGEST_PARTS_MAX:
                 digest.flush()
         ledger.produced += 1
-        self._emit(route.target, value, recv_ns, meta[META_POSITION:], raw_id)
+        self._emit(route.target, value, recv_ns, meta[_POSITION_PART], raw_id)
         if self.tap is not None:
             self.tap(event, recv_ns, number, index)
 
@@ -327,7 +348,7 @@ class Pipeline:
             if len(parts) > DIGEST_PARTS_MAX:
                 digest.flush()
         ledger.produced += 1
-        self._emit(route.target, value, recv_ns, meta[META_POSITION:], b"")
+        self._emit(route.target, value, recv_ns, meta[_POSITION_PART], b"")
         if self.tap is not None:
             self.tap(event, recv_ns, number, index)
 
@@ -335,6 +356,7 @@ class Pipeline:
         self.ledger.tickers += 1
         route = self._tickers.get(event.market)
         if route is None:
+            self._enter(event.market)
             route = self._tickers[event.market] = self._new_route("ticker", event.market)
         value = _dumps(
             {
@@ -397,16 +419,28 @@ class Pipeline:
         if self._digest is not None:
             self._digest.add(route.prefix, meta, b"", value)
         self.ledger.produced += 1
-        self._emit(route.target, value, recv_ns, meta[META_POSITION:], b"", headers)
+        self._emit(route.target, value, recv_ns, meta[_POSITION_PART], b"", headers)
 
     def _new_route(self, channel: str, key: str) -> _Route:
         return _Route(channel, self._exchange, key, self._sink)
 
+    def _fits(self, events: Sequence[Event]) -> bool:
+        """True when the bound on markets lets all of these in; called only when it may not."""
+        new = {event.market for event in events if type(event) is not Gap} - self._markets  # type: ignore[union-attr]
+        return len(new) <= self._room
+
+    def _enter(self, market: str) -> None:
+        """This market counts from now on; `_fits` or the caller has seen to it that there is room."""
+        self._markets.add(market)
+        self._room = MARKETS_MAX - len(self._markets)
+
     def _new_trade_route(self, market: str) -> _TradeRoute:
+        self._enter(market)
         route = self._trades[market] = _TradeRoute("trade", self._exchange, market, self._sink)
         return route
 
     def _new_book_route(self, market: str) -> _BookRoute:
+        self._enter(market)
         route = self._books[market] = _BookRoute("orderbook", self._exchange, market, self._sink)
         return route
 

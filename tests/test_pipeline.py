@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from struct import pack
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 
+import kcs.pipeline
 from kcs.errors import DamagedCaptureError, FrameIgnored, FrameRejected, LedgerError
 from kcs.exchanges.upbit import UpbitAdapter
 from kcs.model import (
@@ -312,6 +314,72 @@ def test_loading_its_own_state_changes_nothing() -> None:
         assert isinstance(fields, StateFields)
         pipeline.control(Kind.STATE, stream, 1, fields, payload)
     assert pipeline.save() == before
+
+
+MARKETS = [f"KRW-{number}" for number in range(5)]
+
+
+@pytest.fixture
+def three_markets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kcs.pipeline, "MARKETS_MAX", 3)
+
+
+@pytest.mark.usefixtures("three_markets")
+def test_a_market_over_the_bound_is_rejected_and_known_ones_go_on_in_every_channel() -> None:
+    ticker = Ticker(MARKETS[1], 5.0, None, None, None, None, None, None, None, 10)
+    script: list[Sequence[Event]] = [
+        [trade("1", MARKETS[0])], [ticker], [book(10, market=MARKETS[2])],
+        [trade("1", MARKETS[3])], [book(10, market=MARKETS[4])], [msgspec.structs.replace(ticker, market=MARKETS[3])],
+        [trade("1", MARKETS[1])], [book(10, market=MARKETS[0])], [trade("2", MARKETS[0])], [Gap(0, 1, 2, "sequence")],
+    ]  # fmt: skip
+    pipeline, sink, adapter = build(*script)
+    feed_all(pipeline, adapter)
+    ledger = settled(pipeline, sink)
+    assert ledger.rejected == {"too_many_markets": 3}
+    assert (ledger.parsed, ledger.trades, ledger.orderbooks, ledger.tickers, ledger.gaps) == (7, 3, 2, 1, 1)
+    rejects = [(r[2], r[4][0], r[6]) for r in sink.records if r[0] == "reject.upbit"]
+    assert rejects == [(b"%d" % number, number, (("reason", b"too_many_markets"),)) for number in (3, 4, 5)]
+
+
+@pytest.mark.usefixtures("three_markets")
+def test_a_frame_that_would_cross_the_bound_is_rejected_before_any_of_its_events() -> None:
+    one, two, three, four, _ = (trade("1", market) for market in MARKETS)
+    pipeline, sink, adapter = build([one, two], [one, three, four], [trade("2", MARKETS[0]), three, two, three])
+    feed_all(pipeline, adapter)
+    ledger = settled(pipeline, sink)
+    assert (ledger.parsed, ledger.rejected, ledger.trades) == (2, {"too_many_markets": 1}, 6)
+    assert [(r[0], r[4][:2]) for r in sink.records] == [
+        ("trade.upbit", (0, 0)),
+        ("trade.upbit", (0, 1)),
+        ("reject.upbit", (1, 0)),
+        ("trade.upbit", (2, 0)),
+        ("trade.upbit", (2, 1)),
+    ]
+    assert ledger.suppressed == {"trade_repeated": 2}, "the rejected frame was not remembered"
+
+
+@pytest.mark.usefixtures("three_markets")
+def test_the_saved_state_keeps_the_bound_whatever_made_the_markets_known() -> None:
+    ticker = Ticker(MARKETS[0], 5.0, None, None, None, None, None, None, None, 10)
+    history: list[Sequence[Event]] = [[ticker], [trade("", MARKETS[1])], [book(5, market=MARKETS[2])]]
+    later: list[Sequence[Event]] = [[trade("1", MARKETS[3])], [trade("1", MARKETS[0])]]
+    first, _, adapter = build(*history)
+    feed_all(first, adapter)
+    second, sink, adapter = build(*later)
+    for stream, fields, payload in first.save():
+        second.control(Kind.STATE, stream, 1, fields, payload)
+    assert second.save() == first.save()
+    feed_all(second, adapter)
+    assert [r[0] for r in sink.records] == ["reject.upbit", "trade.upbit"]
+
+
+@pytest.mark.usefixtures("three_markets")
+def test_a_foreign_state_cannot_pass_the_bound() -> None:
+    pipeline, _, _ = build()
+    for market in [*MARKETS[:3], *MARKETS[:3]]:
+        pipeline.control(Kind.STATE, 0, 1, StateFields(market=market), b"{}")
+    with pytest.raises(DamagedCaptureError, match="more than 3 markets"):
+        pipeline.control(Kind.STATE, 0, 1, StateFields(market=MARKETS[3]), b"{}")
 
 
 def test_the_tap_sees_exactly_what_is_emitted() -> None:
