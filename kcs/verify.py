@@ -82,10 +82,9 @@ def verify(path: Path, *, expected: str | None = None) -> Verdict:
         exchange = reader.header.exchange
         pipeline = Pipeline(exchange, venue(exchange).adapter(), NullSink(), ledger)
         pipeline.start(reader.header.capture_id)
-        records = holes = 0
+        records = 0
         for batch in reader.batches():
             for number, kind, stream, recv_ns, payload, fields in batch:
-                holes += number - pipeline.number
                 pipeline.number = number
                 records += 1
                 if kind in _FRAME_KINDS:
@@ -94,8 +93,6 @@ def verify(path: Path, *, expected: str | None = None) -> Verdict:
                     pipeline.feed(stream, recv_ns, payload)
                 else:
                     pipeline.control(kind, stream, recv_ns, fields, payload)
-        if not reader.damage:  # else the damage says what it cost
-            holes += max(0, (reader.next_number or 0) - pipeline.number)
         ledger.settle(ledger.produced, 0)
         ledger.check()
         digest = pipeline.digest()
@@ -107,7 +104,7 @@ def verify(path: Path, *, expected: str | None = None) -> Verdict:
             exchange=exchange,
             sealed=reader.sealed,
             records=records,
-            holes=holes,
+            holes=reader.holes,
             damage=_shown(damage),
             recovered=_shown(summary.recovered) if summary is not None else (),
             ledger=ledger,

@@ -15,7 +15,7 @@ from kcs.live.receipt import receipt_path
 from kcs.model import Kind
 from kcs.sink import RECORD_SCHEMA_VERSION
 from kcs.verify import verify
-from tests.replay.making import MS, START_NS, make, trade, trades, writer
+from tests.replay.making import MS, START_NS, make, make_with_ancillary, trade, trades, writer
 
 
 def write_receipt(capture: Path, **fields: object) -> Path:
@@ -167,6 +167,12 @@ def test_a_hole_is_counted_wherever_it_is(tmp_path: Path, hit: int) -> None:
     recover(path, saved)
     assert verify(saved).holes == chunk.meta.records
     assert not verify(saved).whole
+
+
+@pytest.mark.parametrize("at", [0, 50, 99])
+def test_a_record_that_may_be_ignored_is_no_hole(tmp_path: Path, at: int) -> None:
+    verdict = verify(make_with_ancillary(tmp_path, 100, at, 51))
+    assert (verdict.records, verdict.holes, verdict.whole) == (99, 0, True)
 
 
 def test_what_is_no_capture(tmp_path: Path) -> None:

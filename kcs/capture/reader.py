@@ -21,7 +21,7 @@ import zstandard
 from kcs.capture.format import DESCRIPTOR_BYTES, CaptureHeader, ChunkMeta, Malformed, Newer, decode_json, header_fields
 from kcs.capture.identify import identify, newer
 from kcs.capture.info import CaptureInfo
-from kcs.capture.records import RawRecord, decompress, iter_batches
+from kcs.capture.records import BATCH_RECORDS_MAX, RawRecord, decompress, iter_batches
 from kcs.capture.scan import Chunk, RawFile, Walker, Wanted
 from kcs.capture.tally import Damage, Summary, Tally
 from kcs.errors import CaptureError, DamagedCaptureError, NotACaptureError
@@ -55,6 +55,9 @@ class CaptureReader:
         """Damage met so far; complete when an iteration over the whole file has ended."""
         if self._identity.index_damage is not None:
             self.damage.append(self._identity.index_damage)
+        self.holes = 0
+        """Numbers that no record has, as far as an iteration over everything has come. An ancillary record, which is
+        passed over, has its number; a chunk that a range leaves out counts like a hole."""
         if strict and self._identity.damage:
             self.close()
             raise self._damaged(self._identity.damage[0])
@@ -74,11 +77,17 @@ class CaptureReader:
     # ------------------------------------------------------------ records
 
     def batches(
-        self, from_ns: int | None = None, to_ns: int | None = None, *, from_number: int = 0
+        self,
+        from_ns: int | None = None,
+        to_ns: int | None = None,
+        *,
+        from_number: int = 0,
+        until_number: int | None = None,
     ) -> Iterator[list[RawRecord]]:
         """Lists of (number, kind, stream, recv_ns, payload, fields), never empty, at most 512 long, within one chunk.
 
         Only records with `from_ns <= recv_ns < to_ns` and `number >= from_number`; chunks without any are not read.
+        It ends before a chunk that begins at `until_number` or later.
         """
         low = -1 if from_ns is None else from_ns
         high = 1 << 64 if to_ns is None else to_ns
@@ -88,14 +97,19 @@ class CaptureReader:
 
         decompressor = zstandard.ZstdDecompressor()
         everything = from_ns is None and to_ns is None and not from_number
+        self.holes = due = 0
         for chunk in self.chunks(None if everything else wanted):
             meta = chunk.meta
             whole = low <= meta.first_ns and meta.last_ns < high and from_number <= meta.first_number
             done = meta.first_number
+            if until_number is not None and done >= until_number:
+                self.holes += max(0, until_number - due)
+                return
+            self.holes += done - due
             try:
                 raw = decompress(chunk.stored, meta.raw_bytes, decompressor)
                 for batch in iter_batches(raw, meta.first_number, meta.records):
-                    done = batch[-1][0] + 1 if batch else done
+                    done = min(done + BATCH_RECORDS_MAX, meta.next_number)
                     if not whole:
                         batch = [r for r in batch if low <= r[3] < high and r[0] >= from_number]
                     if batch:
@@ -105,6 +119,8 @@ class CaptureReader:
                 self._on_damage(Damage(chunk.offset, length, str(exc), meta.next_number - done, done))
             except Newer as exc:
                 raise newer(exc, self.path) from exc
+            due = done
+        self.holes += max(0, (self.next_number or 0) - due)
 
     def records(self, from_ns: int | None = None, to_ns: int | None = None) -> Iterator[Record]:
         """The same records one by one, as `model.Record`."""

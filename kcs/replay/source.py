@@ -74,7 +74,7 @@ class Tape:
     descriptors say where that is, not the times met on the way: those of an import may run back.
     """
 
-    __slots__ = ("_batch", "_batches", "_end", "_expected", "_next", "_reader", "damaged", "lost", "order", "source")
+    __slots__ = ("_batch", "_batches", "_end", "_next", "_reader", "damaged", "lost", "order", "source")
 
     def __init__(self, source: Source, order: int, to_ns: int | None = None) -> None:
         self.source = source
@@ -83,10 +83,9 @@ class Tape:
         self.damaged = 0
         self._reader = CaptureReader(source.path, strict=False)
         self._end = None if to_ns is None else self._reader.end_number(to_ns)
-        self._batches = self._reader.batches()
+        self._batches = self._reader.batches(until_number=self._end)
         self._batch: list[RawRecord] = []
         self._next = 0
-        self._expected = 0
 
     @property
     def head_ns(self) -> int:
@@ -101,14 +100,7 @@ class Tape:
                 self._finish()
                 return False
             self._batch, self._next = batch, 0
-            first, end = batch[0][0], self._end
-            if end is not None and first >= end:
-                self.lost += max(0, end - self._expected)
-                self._batch = []
-                self.close()
-                return False
-            self.lost += max(0, first - self._expected)
-            self._expected = batch[-1][0] + 1
+            self.lost = self._reader.holes
         return True
 
     def take(self, until_ns: int | None) -> list[RawRecord]:
@@ -124,10 +116,11 @@ class Tape:
         return batch[start:end] if start or end < len(batch) else batch
 
     def _finish(self) -> None:
-        self.lost += max(0, (self._reader.next_number or 0) - self._expected)  # a recovered file's hole at the end
-        self.damaged = len(self._reader.damage)
-        unknown = sum(1 for d in self._reader.damage if d.records_lost is None)
-        self.lost = max(self.lost, sum(d.records_lost or 0 for d in self._reader.damage)) + unknown
+        end = self._end
+        damage = [d for d in self._reader.damage if end is None or d.first_number is None or d.first_number < end]
+        self.damaged = len(damage)
+        unknown = sum(1 for d in damage if d.records_lost is None)
+        self.lost = max(self._reader.holes, sum(d.records_lost or 0 for d in damage)) + unknown
         self.close()
 
     def close(self) -> None:

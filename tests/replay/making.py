@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kcs.capture.format import CaptureHeader
+from kcs.capture.output import CaptureFile
+from kcs.capture.records import encode_records
 from kcs.capture.writer import CaptureWriter, WriterSettings
 from kcs.clock import Clock, VirtualClock
 from kcs.model import Fields, Kind
@@ -43,9 +45,9 @@ def capture_id(number: int) -> bytes:
     return number.to_bytes(8, "big")
 
 
-def writer(directory: Path, number: int, exchange: str = "upbit", **settings: Any) -> CaptureWriter:
-    """A writer of capture `number`; files of a rotation get the numbers that follow."""
-    header = CaptureHeader(
+def capture_header(number: int, exchange: str = "upbit") -> CaptureHeader:
+    """The header of capture `number`."""
+    return CaptureHeader(
         capture_id=capture_id(number),
         run_id=capture_id(number),
         exchange=exchange,
@@ -54,9 +56,15 @@ def writer(directory: Path, number: int, exchange: str = "upbit", **settings: An
         kcs_version="0.1.0",
         options={"channels": ["trade"], "markets": ["KRW-BTC"]},
     )
+
+
+def writer(directory: Path, number: int, exchange: str = "upbit", **settings: Any) -> CaptureWriter:
+    """A writer of capture `number`; files of a rotation get the numbers that follow."""
     ids = iter(range(number + 1, number + 1_000))
     chosen = WriterSettings(threaded=False, **settings)
-    return CaptureWriter(directory, header, settings=chosen, new_id=lambda: capture_id(next(ids)))
+    return CaptureWriter(
+        directory, capture_header(number, exchange), settings=chosen, new_id=lambda: capture_id(next(ids))
+    )
 
 
 def make(
@@ -78,6 +86,20 @@ def make(
     (sealed,) = target.close(START_NS)
     assert target.failed is None
     return sealed.path
+
+
+def make_with_ancillary(directory: Path, count: int, at: int, chunk: int, *, sealed: bool = True) -> Path:
+    """`count` trades at one time, but the one with number `at` is of kind 200: a later kcs may write such records."""
+    name = directory / f"ancillary-{at}.zst"
+    file = CaptureFile(name.with_name(f"{name.name}.partial"), name, capture_header(1))
+    for first in range(0, count, chunk):
+        numbers = range(first, min(first + chunk, count))
+        raw = encode_records([(200 if n == at else int(Kind.TEXT), 0, START_NS, trade(n)) for n in numbers])
+        file.write_content(first, len(numbers), raw, START_NS, START_NS)
+    if sealed:
+        return file.seal().path
+    file.abandon()
+    return file.path
 
 
 def trades(count: int, *, first: int = 0, at_ns: int = START_NS, step_ns: int = 10 * MS) -> list[tuple[int, bytes]]:

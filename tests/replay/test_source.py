@@ -13,7 +13,7 @@ from kcs.capture.recover import recover, repack
 from kcs.errors import NotACaptureError, UsageError
 from kcs.model import Kind
 from kcs.replay.source import Tape, merged, plan
-from tests.replay.making import MS, START_NS, make, trade, trades, writer
+from tests.replay.making import MS, START_NS, make, make_with_ancillary, trade, trades, writer
 
 
 def order(paths: list[Path]) -> list[tuple[int, int, int]]:
@@ -127,6 +127,22 @@ def test_what_is_missing_is_counted(tmp_path: Path, hit: int) -> None:
     while tape.fill():
         tape.take(None)
     assert (tape.lost, tape.damaged) == (10, 0), "a hole is a loss although the file itself is whole"
+
+
+@pytest.mark.parametrize("at", [0, 5, 99, 511, 512, 700, 1199])
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_record_that_may_be_ignored_is_no_loss(tmp_path: Path, at: int, sealed: bool) -> None:
+    """It keeps its number, wherever in its batch it stands, and a replay does not miss it."""
+    path = make_with_ancillary(tmp_path, 1200, at, 700, sealed=sealed)
+    for to_ns in (None, START_NS + 1):
+        (source,) = plan([path])
+        tape = Tape(source, 0, to_ns)
+        numbers: list[int] = []
+        while tape.fill():
+            numbers += [record[0] for record in tape.take(None)]
+            assert tape.lost == 0
+        assert numbers == [number for number in range(1200) if number != at]
+        assert (tape.lost, tape.damaged) == (0, 0)
 
 
 def test_a_cut_file_counts_what_it_lost_as_at_least_one(tmp_path: Path) -> None:
