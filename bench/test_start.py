@@ -26,9 +26,9 @@ PROFILE = "python -X importtime -m kcs --help"
 
 
 def run_ms(*arguments: str) -> float:
-    """Wall time of a Python process."""
+    """Wall time of a Python process. Without a timeout, which would make subprocess look only every 50 ms."""
     started = perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     return (perf_counter() - started) * 1e3
 
 
@@ -65,12 +65,11 @@ def test_info_of_a_gigabyte(report: Report, tmp_path: Path) -> None:
     path = str(capture_of_a_gigabyte(tmp_path))
 
     def measure(attempt: int) -> list[tuple[Row, Gate | None]]:
-        pairs = [(run_ms("-m", "kcs", "--help"), run_ms("-m", "kcs", "info", path)) for _ in range(ROUNDS)]
+        small = str(FIXTURE)
+        pairs = [(run_ms("-m", "kcs", "info", small), run_ms("-m", "kcs", "info", path)) for _ in range(ROUNDS)]
         start = [pair[0] for pair in pairs]
-        own = [max(0.0, whole - bare) for bare, whole in pairs]
-        row = Row(
-            "start", "kcs info, 1 GB, beyond start-up", "ms", own, "kcs --help", start, note="whole runs less help"
-        )
+        own = [max(0.0, whole - start_ms) for start_ms, whole in pairs]
+        row = Row("start", "kcs info, 1 GB, beyond start-up", "ms", own, "kcs info, 0.5 MB", start)
         return [(row, Gate(INFO_MS_MAX, PROFILE))]
 
     try:
