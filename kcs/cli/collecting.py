@@ -23,6 +23,7 @@ from kcs.errors import UnknownNameError, UsageError
 from kcs.exchanges import Subscription, Venue, venue
 from kcs.live.collector import Collector, CollectorResult, CollectorSettings
 from kcs.live.receipt import DeliveryInfo
+from kcs.live.url import refuse_credentials
 from kcs.sink import Sink
 from kcs.stats import LatencyHistogram, Ledger
 
@@ -73,8 +74,9 @@ def _settings(place: Venue, config: Config) -> CollectorSettings:
         raise UnknownNameError("format", wire_format, place.formats, where=place.name)
     if config.depth is not None and config.depth not in place.depths:
         raise UnknownNameError("depth", str(config.depth), [str(depth) for depth in place.depths], where=place.name)
-    for name in config.url:
+    for name, url in config.url.items():
         venue(name)
+        refuse_credentials(url)
     subscription = Subscription(config.channel, config.market or place.default_markets, wire_format, config.depth)
     return CollectorSettings(
         directory=Path(config.capture),

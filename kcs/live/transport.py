@@ -39,6 +39,7 @@ from kcs.errors import ConfigError
 from kcs.live.actions import CLOSE_ABNORMAL, ConnectFailure, ConnectionEnd
 from kcs.live.failures import failure_of, retry_after_s
 from kcs.live.tunnel import Tunnel, TunnelRefused, connect_request
+from kcs.live.url import refuse_credentials
 from kcs.model import Kind
 
 UNSENT_BYTES_MAX: Final = 1024 * 1024
@@ -301,7 +302,7 @@ class Connection(asyncio.Protocol):
 
 
 class Dialer:
-    """Opens connections to one URL. Raises ConfigError at once for a URL or proxy that cannot be used."""
+    """Opens connections to one URL. Raises ConfigError at once for a URL (also one with a password) or proxy that cannot be."""
 
     def __init__(
         self, url: str, clock: Clock, settings: TransportSettings, *, tls: ssl.SSLContext | None = None
@@ -309,6 +310,7 @@ class Dialer:
         """`tls` is for tests with their own authority; it replaces the default context of a `wss` URL."""
         self._clock = clock
         self._settings = settings
+        refuse_credentials(url)
         try:
             self._uri = parse_uri(url)
         except (InvalidURI, ValueError) as error:  # ValueError: a port out of range, half an IPv6 address, a bad name

@@ -28,6 +28,7 @@ from tests.replay.making import make, trades
         (("--url", "ws://127.0.0.1:1"), ["--url", "key=value"]),
         (("--url", "upbitt=ws://127.0.0.1:1"), ["unknown exchange 'upbitt'", "did you mean 'upbit'?"]),
         (("--url", "upbit=http://127.0.0.1:1"), ["http://127.0.0.1:1", "ws://"]),
+        (("--url", "upbit=ws://me:hunter2@127.0.0.1:1/ws"), ["the URL of 127.0.0.1:1", "password", "before the @"]),
         (("--duration", "soon"), ["duration", "'soon'", "30s"]),
         (("--flush", "4MiB"), ["flush", "'4MiB'", "250ms"]),
         (("--max-size", "big"), ["max-size", "'big'", "64MiB"]),
@@ -43,6 +44,7 @@ def test_wrong_names_and_values(
     assert done.out == b""
     for text in said:
         assert text in done.err, done.err
+    assert "hunter2" not in done.err
     assert os.listdir(tmp_path) == [], "nothing may be created for a request that is refused"
 
 
