@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from kcs.capture.framecount import FrameCount, Miscount
 from kcs.capture.reader import CaptureReader, Damage
 from kcs.errors import CaptureError
 from kcs.exchanges import venue
@@ -48,6 +49,7 @@ class Comparison:
 class Verdict:
     """What verification found. `holes`: records whose numbers are missing, between those that are there or at the end.
 
+    `miscounted`: opens and closes that say another number of data frames than is there, and no hole explains it.
     `recovered` is the damage of the file that this one was saved from: what it cost is missing here too.
     """
 
@@ -57,6 +59,7 @@ class Verdict:
     sealed: bool
     records: int
     holes: int
+    miscounted: tuple[Miscount, ...]
     damage: tuple[dict[str, Any], ...]
     recovered: tuple[dict[str, Any], ...]
     ledger: Ledger
@@ -65,9 +68,9 @@ class Verdict:
 
     @property
     def whole(self) -> bool:
-        """Sealed, undamaged, without holes, and nothing was lost before it was saved from a damaged file."""
+        """Sealed, undamaged, all numbers and frames there, nothing lost before it was saved from a damaged file."""
         lost_before = any(one["records_lost"] != 0 for one in self.recovered)
-        return self.sealed and not self.damage and not self.holes and not lost_before
+        return self.sealed and not (self.damage or self.holes or self.miscounted or lost_before)
 
     @property
     def ok(self) -> bool:
@@ -83,7 +86,9 @@ def verify(path: Path, *, expected: str | None = None) -> Verdict:
         pipeline = Pipeline(exchange, venue(exchange).adapter(), NullSink(), ledger)
         pipeline.start(reader.header.capture_id)
         records = 0
+        counted = FrameCount()
         for batch in reader.batches():
+            counted.add(batch)
             for number, kind, stream, recv_ns, payload, fields in batch:
                 pipeline.number = number
                 records += 1
@@ -105,6 +110,7 @@ def verify(path: Path, *, expected: str | None = None) -> Verdict:
             sealed=reader.sealed,
             records=records,
             holes=reader.holes,
+            miscounted=tuple(counted.found),
             damage=_shown(damage),
             recovered=_shown(summary.recovered) if summary is not None else (),
             ledger=ledger,

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from kcs.capture.format import DESCRIPTOR_BYTES
+from kcs.capture.framecount import Miscount
 from kcs.capture.reader import CaptureReader
 from kcs.capture.recover import recover, repack
 from kcs.errors import CaptureError, NotACaptureError
 from kcs.live.receipt import receipt_path
-from kcs.model import Kind
+from kcs.model import CloseFields, Kind, OpenFields
 from kcs.sink import RECORD_SCHEMA_VERSION
 from kcs.verify import verify
 from tests.replay.making import MS, START_NS, make, make_with_ancillary, trade, trades, writer
@@ -173,6 +174,20 @@ def test_a_hole_is_counted_wherever_it_is(tmp_path: Path, hit: int) -> None:
 def test_a_record_that_may_be_ignored_is_no_hole(tmp_path: Path, at: int) -> None:
     verdict = verify(make_with_ancillary(tmp_path, 100, at, 51))
     assert (verdict.records, verdict.holes, verdict.whole) == (99, 0, True)
+
+
+@pytest.mark.parametrize("said", [99, 100, 103, 0])
+def test_a_close_that_counted_other_frames_is_not_whole(tmp_path: Path, said: int) -> None:
+    """Frames that are missing at the end of a connection leave no hole between numbers."""
+    target = writer(tmp_path, 1)
+    target.append_fields(Kind.OPEN, 0, START_NS, OpenFields("ws://venue.test/"))
+    for recv_ns, payload in trades(100):
+        target.append(Kind.TEXT, 0, recv_ns, payload)
+    target.append_fields(Kind.CLOSE, 0, START_NS, CloseFields(1006, frames=said))
+    verdict = verify(target.close(START_NS)[0].path)
+    assert verdict.holes == 0
+    assert verdict.whole == (said in {100, 0})
+    assert verdict.miscounted == (() if verdict.whole else (Miscount(101, 0, said, 100),))
 
 
 def test_what_is_no_capture(tmp_path: Path) -> None:

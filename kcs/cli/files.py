@@ -156,6 +156,9 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
         "sealed": verdict.sealed,
         "records": verdict.records,
         "holes": verdict.holes,
+        "miscounted": [
+            {"number": m.number, "stream": m.stream, "said": m.said, "counted": m.counted} for m in verdict.miscounted
+        ],
         "damage": verdict.damage,
         "recovered": verdict.recovered,
         **{key: value for key, value in verdict.ledger.report().items() if key != "records"},
@@ -181,6 +184,13 @@ def _show_verdict(verdict: Verdict) -> None:
         rows.append((c.source, f"{same}{': ' + c.why if c.why else ''}"))
     if verdict.holes:
         rows.append(("HOLES", f"{verdict.holes:,} records are missing: their numbers are not there"))
+    rows += [
+        (
+            "MISCOUNTED",
+            f"record {m.number:,} says {m.said:,} frames of stream {m.stream} by then; here are {m.counted:,}",
+        )
+        for m in verdict.miscounted
+    ]
     rows += [("DAMAGE", f"offset {d['offset']:,}: {d['what']}") for d in verdict.damage]
     rows += [
         ("LOST BEFORE", f"saved from a file with damage at {d['offset']:,}: {d['what']}") for d in verdict.recovered

@@ -1,0 +1,81 @@
+"""Compares what opens and closes say of a stream's data frames with what is there.
+
+Contract: a `FrameCount` is fed every record of one file in order. The first open of a stream in the file gives the
+base (a rotated file's says what came before it); every later open or close that carries a count is compared. A count
+of 0 claims nothing: captures made elsewhere carry none. What missing numbers may explain is not reported again.
+Memory is bounded by `STREAMS_MAX` streams and `FOUND_MAX` findings. Raises nothing. Caller: verify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from kcs.capture.records import RawRecord
+from kcs.capture.tally import STREAMS_MAX
+from kcs.model import CloseFields, Kind, OpenFields
+
+FOUND_MAX: Final = 1000
+
+_TEXT: Final = int(Kind.TEXT)
+_BINARY: Final = int(Kind.BINARY)
+
+
+class Miscount(msgspec.Struct, frozen=True):
+    """Record `number` says that its stream had `said` data frames so far; the file has `counted`."""
+
+    number: int
+    stream: int
+    said: int
+    counted: int
+
+
+class _Stream:
+    """`count`: frames so far by the last count that was believed; `holes`: how many numbers were missing then."""
+
+    __slots__ = ("count", "holes")
+
+    def __init__(self, count: int, holes: int) -> None:
+        self.count = count
+        self.holes = holes
+
+
+class FrameCount:
+    """Counts; mutable, one a file, not thread-safe."""
+
+    __slots__ = ("_due", "_holes", "_streams", "found")
+
+    def __init__(self) -> None:
+        self.found: list[Miscount] = []
+        self._streams: dict[int, _Stream] = {}
+        self._holes = 0
+        self._due = 0
+
+    def add(self, records: Sequence[RawRecord]) -> None:
+        """Count the next records of the file."""
+        streams = self._streams
+        for number, kind, stream, _, _, fields in records:
+            if number != self._due:
+                self._holes += number - self._due
+            self._due = number + 1
+            if _TEXT <= kind <= _BINARY:
+                known = streams.get(stream)
+                if known is not None:
+                    known.count += 1
+            elif isinstance(fields, OpenFields | CloseFields):
+                self._compare(number, stream, fields)
+
+    def _compare(self, number: int, stream: int, fields: OpenFields | CloseFields) -> None:
+        known = self._streams.get(stream)
+        if known is None:
+            if isinstance(fields, OpenFields) and len(self._streams) < STREAMS_MAX:
+                self._streams[stream] = _Stream(fields.frames, self._holes)
+            return
+        if fields.frames == 0:
+            return
+        missing = fields.frames - known.count
+        if not 0 <= missing <= self._holes - known.holes and len(self.found) < FOUND_MAX:
+            self.found.append(Miscount(number, stream, fields.frames, known.count))
+        known.count, known.holes = fields.frames, self._holes
