@@ -1,7 +1,7 @@
 """Collects figures, judges gates, prints one table at the end and writes it as JSON.
 
 The gate policy is README.md's: the median counts, one repetition is allowed and always shown, absolute limits are the
-issue's floor targets and nothing else.
+floor targets in it and nothing else.
 """
 
 from __future__ import annotations
