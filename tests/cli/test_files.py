@@ -178,6 +178,19 @@ def test_verify_a_whole_file_against_digest_and_receipt(path: Path, kcs: Call) -
     assert digest in text.err
 
 
+def test_verify_says_where_frames_are_missing(tmp_path: Path, kcs: Call) -> None:
+    target = writer(tmp_path, 1)
+    target.append_fields(Kind.OPEN, 3, START_NS, OpenFields("ws://venue.test/"))
+    target.append_fields(Kind.CLOSE, 3, START_NS, CloseFields(1006, frames=1_700))
+    path = target.close(START_NS)[0].path
+    done = kcs("verify", path, "--json")
+    assert (done.code, done.json["ok"]) == (3, False)
+    assert done.json["miscounted"] == [{"number": 1, "stream": 3, "said": 1_700, "counted": 0}]
+    text = kcs("verify", path).err
+    assert "1,700" in text
+    assert "NOT WHOLE" in text
+
+
 def test_verify_another_digest_or_receipt_is_exit_3(path: Path, kcs: Call) -> None:
     done = kcs("verify", path, "--digest", "0" * 64)
     assert done.code == 3
