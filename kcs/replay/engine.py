@@ -58,7 +58,11 @@ class Played:
 
 @dataclass(slots=True, frozen=True)
 class ReplayResult:
-    """What a replay did. `speed_reached`: recorded time per elapsed time, None under one frame."""
+    """What a replay did. `speed_reached`: recorded time per elapsed time, None under one frame.
+
+    `seconds` is all of it; the time that `speed_reached` is about begins with the first record that is played: what
+    `--from` reads before it only brings the state up to date.
+    """
 
     played: Sequence[Played]
     seconds: float
@@ -122,7 +126,10 @@ class Gate:
 class _Player:
     """One pass over the sources. Split into methods so that the innermost loop stays flat."""
 
-    def __init__(self, plan: Plan, sink: Sink, ledger: Ledger, pacer: Pacer | None, stop: asyncio.Event | None) -> None:
+    def __init__(
+        self, plan: Plan, sink: Sink, ledger: Ledger, clock: Clock, pacer: Pacer | None, stop: asyncio.Event | None
+    ) -> None:
+        self.clock = clock
         self.plan = plan
         self.sink = sink
         self.ledger = ledger
@@ -131,6 +138,8 @@ class _Player:
         self.frames = 0
         self.first_ns: int | None = None
         self.last_ns = 0
+        self.began_ns = 0
+        """The monotonic clock at the first record played; valid once `first_ns` is set."""
         self.idle = False
         """True while it only waits for the moment of the next frame."""
         self.left = SLICE_FRAMES
@@ -196,6 +205,7 @@ class _Line:
             return
         if self.player.first_ns is None:
             self.player.first_ns = run[0][3]
+            self.player.began_ns = self.player.clock.monotonic_ns()
         if self.player.pacer is None:
             await self._feed_fast(run)
         else:
@@ -356,28 +366,27 @@ async def replay(
     started_ns = clock.monotonic_ns()
     grace = _Grace(stop, force)
     played: list[Played] = []
-    recorded_ns = 0
+    recorded_ns = playing_ns = 0
     interrupted = False
     for _ in range(plan.loops):
         pacer = None if plan.speed is None else Pacer(plan.speed, clock, sleep, lateness)
-        player = _Player(plan, sink, ledger, pacer, stop)
+        player = _Player(plan, sink, ledger, clock, pacer, stop)
         await grace.run(player.play(on_progress), lambda player=player: player.idle)  # type: ignore[misc]
         played = player.played()
         if player.first_ns is not None:
             recorded_ns += max(0, player.last_ns - player.first_ns)
+            playing_ns += clock.monotonic_ns() - player.began_ns
         interrupted = player.stopped
         if interrupted:
             break
-    fed_ns = clock.monotonic_ns()
     await grace.run(sink.drain())
     seconds = (clock.monotonic_ns() - started_ns) / NS_PER_S
-    feed_s = (fed_ns - started_ns) / NS_PER_S
     ledger.settle(sink.acked, sink.failed)
     return ReplayResult(
         played=played,
         seconds=seconds,
         recorded_s=recorded_ns / NS_PER_S,
-        speed_reached=recorded_ns / NS_PER_S / feed_s if recorded_ns and feed_s > 0 else None,
+        speed_reached=recorded_ns / playing_ns if recorded_ns and playing_ns > 0 else None,
         lateness=lateness,
         interrupted=interrupted,
     )

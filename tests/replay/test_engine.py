@@ -107,6 +107,24 @@ def test_from_feeds_the_state_before_it_and_emits_from_there(tmp_path: Path) -> 
     assert exit_code(result, ledger) == 0
 
 
+def test_the_speed_reached_is_that_of_the_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bringing the state up to T takes time too, but nothing was to be played in it."""
+    clock = VirtualClock(START_NS)
+    path = make(tmp_path, 1, trades(400, step_ns=10 * MS))
+    feed_muted = engine._Line._feed_muted
+
+    async def slow(self: Any, run: list[Any]) -> list[Any]:
+        clock.advance(7 * SECOND)
+        return await feed_muted(self, run)
+
+    monkeypatch.setattr(engine._Line, "_feed_muted", slow)
+    how = {"from_ns": START_NS + 2 * SECOND, "speed": Fraction(2), "loops": 2}
+    result, _ = play([path], ListSink(), clock=clock, sleep=VirtualSleeper(clock), **how)
+    assert result.recorded_s == pytest.approx(2 * 1.99)
+    assert result.speed_reached == pytest.approx(2, rel=0.01)
+    assert result.seconds > 14
+
+
 def test_from_and_to_are_a_half_open_range_over_all_files(tmp_path: Path) -> None:
     one = make(tmp_path, 1, trades(100))
     two = make(tmp_path, 2, trades(100, first=500, at_ns=START_NS + 5 * MS))
