@@ -53,7 +53,7 @@ async def collect(verb: str, sink_kind: str, config: Config, *, quiet: bool = Fa
         with _stopping(collectors), measured(clock) as meters, progress(verb, total, quiet=quiet) as bar:
             async with _shown(bar, collectors, clock):
                 results = await _run_all(collectors)
-    return _report(verb, results, meters.gc.report(), meters.loop.report_ms(), latency)
+    return _report(verb, sink_kind, results, meters.gc.report(), meters.loop.report_ms(), latency)
 
 
 def _settings(place: Venue, config: Config) -> CollectorSettings:
@@ -180,6 +180,7 @@ async def _shown(bar: Bar, collectors: Sequence[Collector], clock: Clock) -> Asy
 
 def _report(
     verb: str,
+    sink_kind: str,
     results: Sequence[CollectorResult],
     gc: object,
     loop_lag: dict[str, float | int | None],
@@ -220,6 +221,7 @@ def _report(
         ack_latency=latency,
         gc=gc,
         loop_lag=loop_lag,
+        delivers=sink_kind != "null",
         interrupted=any(result.signal == signal.SIGINT for result in results),
         failed=_failure(results),
         notes=notes,

@@ -136,5 +136,6 @@ class Job:
             lateness=result.lateness,
             gc=meters.gc.report(),
             loop_lag=meters.loop.report_ms(),
+            delivers=self.sink != "null",
             interrupted=result.interrupted,
         )

@@ -35,6 +35,8 @@ class RunReport:
     ack_latency: LatencyHistogram | None = None
     gc: GcReport | None = None
     loop_lag: dict[str, Any] | None = None
+    delivers: bool = True
+    """False for the null sink: nothing is acknowledged, failed or in flight, whatever the ledger counts for itself."""
     interrupted: bool = False
     failed: str | None = None
     notes: Sequence[str] = field(default_factory=tuple)
@@ -55,6 +57,7 @@ class RunReport:
             "verb": self.verb,
             "seconds": round(self.seconds, 6),
             **self.ledger.report(),
+            "records": self._records(),
             "digest": self.digest,
             "captures": list(self.captures),
             "gaps": self.ledger.gaps,
@@ -74,6 +77,17 @@ class RunReport:
             "failed": self.failed,
         }
 
+    def _records(self) -> dict[str, int | None]:
+        ledger = self.ledger
+        if not self.delivers:
+            return {"produced": ledger.produced, "acked": None, "failed": None, "in_flight": None}
+        return {
+            "produced": ledger.produced,
+            "acked": ledger.acked,
+            "failed": ledger.failed,
+            "in_flight": ledger.in_flight,
+        }
+
     def lines(self) -> list[tuple[str, str]]:
         """(name, text) rows for people."""
         ledger = self.ledger
@@ -82,8 +96,7 @@ class RunReport:
             ("events", _events_text(ledger)),
             (
                 "records",
-                f"{ledger.produced:,} produced = {ledger.acked:,} acked + {ledger.failed:,} failed"
-                f" + {ledger.in_flight:,} in flight",
+                _records_text(ledger) if self.delivers else f"{ledger.produced:,} made, not delivered anywhere",
             ),
         ]
         if self.seconds > 0:
@@ -135,6 +148,13 @@ def _events_text(ledger: Ledger) -> str:
     )
     dropped = sum(ledger.suppressed.values())
     return text + (f"; {dropped:,} duplicates dropped ({_reasons(ledger.suppressed)})" if dropped else "")
+
+
+def _records_text(ledger: Ledger) -> str:
+    return (
+        f"{ledger.produced:,} produced = {ledger.acked:,} acked + {ledger.failed:,} failed"
+        f" + {ledger.in_flight:,} in flight"
+    )
 
 
 def _latency_text(histogram: LatencyHistogram, keys: tuple[str, ...]) -> str:

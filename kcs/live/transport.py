@@ -302,7 +302,7 @@ class Connection(asyncio.Protocol):
 
 
 class Dialer:
-    """Opens connections to one URL. Raises ConfigError at once for a URL (also one with a password) or proxy that cannot be."""
+    """Opens connections to one URL. Raises ConfigError at once for a URL or proxy that cannot be used."""
 
     def __init__(
         self, url: str, clock: Clock, settings: TransportSettings, *, tls: ssl.SSLContext | None = None
