@@ -53,17 +53,67 @@ def exists(path: Path) -> bool:
 
 
 def create_locked(path: Path) -> int:
-    """A new file under an exclusive lock; its descriptor. Raises `CaptureWriteError` when it exists already."""
+    """A new file under an exclusive lock; its descriptor.
+
+    Raises `CaptureWriteError` when it exists already, `CaptureBusyError` when another process took it between its
+    creation and the lock (`remove_stale` does): what has no name any more must not be written to.
+    """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     except OSError as exc:
         raise write_error(exc, path, "create the capture file") from exc
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = not _is_at(fd, path)
+    except BlockingIOError:
+        taken = True
     except OSError as exc:
         os.close(fd)
         raise write_error(exc, path, "lock the capture file") from exc
+    if taken:
+        os.close(fd)
+        raise _busy(path)
     return fd
+
+
+def remove_stale(path: Path) -> None:
+    """Unlink what a dead process left at `path`, if anything, and never a file that somebody writes.
+
+    The lock is held while the name goes away, and the name is looked at under the lock: of two processes that find the
+    same dead file, the second must not remove what the first has begun meanwhile. Raises `CaptureBusyError`,
+    `CaptureWriteError`.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise write_error(exc, path, "remove what a dead run left") from exc
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_at(fd, path):
+            raise _busy(path)
+        path.unlink()
+    except BlockingIOError as exc:
+        raise _busy(path) from exc
+    except OSError as exc:
+        raise write_error(exc, path, "remove what a dead run left") from exc
+    finally:
+        os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether `path` is still the name of the open file."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _busy(path: Path) -> CaptureBusyError:
+    return CaptureBusyError(
+        "another kcs is writing this file", where=str(path), remedy="wait for it, or choose another name"
+    )
 
 
 def assert_not_locked(path: Path) -> None:

@@ -33,7 +33,7 @@ from kcs.capture.format import (
     header_fields,
     pack_entry,
 )
-from kcs.capture.osfile import assert_not_locked, create_locked, exists, sync_directory, write_all, write_error
+from kcs.capture.osfile import create_locked, exists, remove_stale, sync_directory, write_all, write_error
 from kcs.capture.records import RECORD_HEAD_BYTES, Appended, RawRecord, compressor, encode_records
 from kcs.capture.tally import Damage, Summary, Tally, fields_of
 from kcs.errors import CaptureWriteError
@@ -228,6 +228,21 @@ def temporary_path(target: Path) -> Path:
     return target.with_name(target.name + ".tmp")
 
 
+def refuse_source(source: Path | int, target: Path) -> None:
+    """Raises `CaptureWriteError` when making `target` would remove `source`, a path or an open file's descriptor.
+
+    The temporary file counts too: a dead tool's is replaced, and it may be what is to be read.
+    """
+    for path in (target, temporary_path(target)):
+        try:
+            same = os.path.samestat(os.stat(source), path.stat())
+        except OSError:
+            continue  # one of them is not there; who opens it says so
+        if same:
+            what = "source and target are the same file"
+            raise CaptureWriteError(what, where=str(path), remedy="name another target")
+
+
 @contextlib.contextmanager
 def making(target: Path, header: CaptureHeader, *, level: int = 3, force: bool = False) -> Iterator[CaptureFile]:
     """A file for tools, `TARGET.tmp` until sealed, removed when anything fails; a dead tool's `.tmp` is replaced.
@@ -235,12 +250,7 @@ def making(target: Path, header: CaptureHeader, *, level: int = 3, force: bool =
     `force`: an existing `target` is replaced by the seal. Raises `CaptureWriteError`, `CaptureBusyError`.
     """
     path = temporary_path(target)
-    if exists(path):
-        assert_not_locked(path)
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as exc:
-            raise write_error(exc, path, "remove what a dead run left") from exc
+    remove_stale(path)
     file = CaptureFile(path, target, header, level=level, replace=force)
     try:
         yield file

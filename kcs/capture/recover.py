@@ -19,12 +19,12 @@ import zstandard
 
 from kcs.capture.format import CHUNK_RECORDS_MAX, MIB
 from kcs.capture.osfile import assert_not_locked
-from kcs.capture.output import CaptureFile, making, temporary_path
+from kcs.capture.output import CaptureFile, making, refuse_source
 from kcs.capture.reader import CaptureReader
 from kcs.capture.records import decompress
 from kcs.capture.scan import Chunk
 from kcs.capture.tally import Damage
-from kcs.errors import CaptureError, CaptureWriteError, DamagedCaptureError
+from kcs.errors import CaptureError, DamagedCaptureError
 
 REPACK_CHUNK_BYTES: Final = 16 * MIB
 
@@ -67,10 +67,7 @@ def recover(source: Path, target: Path, *, force: bool = False) -> RecoverReport
 
     `force` replaces an existing `target`. The source is only read. An undamaged source gives an equal capture.
     """
-    for path in (target, temporary_path(target)):  # a dead tool's `.tmp` would be replaced: it may be the source
-        if path.exists() and path.samefile(source):
-            what = "source and target are the same file"
-            raise CaptureWriteError(what, where=str(path), remedy="name another target")
+    refuse_source(source, target)
     with CaptureReader(source, strict=False) as reader:
         assert_not_locked(reader.path)
         summary = reader.summary()

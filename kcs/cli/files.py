@@ -256,9 +256,11 @@ def import_(
 
     from kcs import __version__
     from kcs.capture.ndjson import import_ndjson, read_lines
+    from kcs.capture.output import refuse_source
     from kcs.exchanges import venue
 
     venue(exchange)
+    refuse_source(0 if source == "-" else Path(source), out)
     with nullcontext(sys.stdin.buffer) if source == "-" else Path(source).open("rb") as stream:
         report = import_ndjson(
             read_lines(stream),

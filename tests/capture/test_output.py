@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from kcs.capture.osfile import remove_stale
 from kcs.capture.output import CaptureFile, ChunkPacker, making
 from kcs.capture.records import Appended, encode_records
 from kcs.clock import SystemClock
@@ -169,6 +171,63 @@ def test_tools_leave_nothing_behind_when_they_fail_and_replace_a_dead_ones_rest(
     with pytest.raises(ValueError, match="stop"):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_tools_that_find_one_dead_file_do_not_remove_each_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one removes the dead file and begins its own after this one has opened the dead one."""
+    target, path = tmp_path / "out.zst", tmp_path / "out.zst.tmp"
+    path.write_bytes(b"of a tool that was killed")
+    flock, others = fcntl.flock, []
+
+    def late(fd: int, how: int) -> None:
+        if not others:
+            path.unlink()
+            others.append(None)
+            others[0] = CaptureFile(path, target, header())
+        flock(fd, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", late)
+        with pytest.raises(CaptureBusyError), making(target, header()):
+            pass
+    others[0].write(0, RECORDS)
+    assert others[0].seal().records == 5
+    assert len(records_of(target)) == 5
+
+
+def test_the_lock_is_held_while_a_dead_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.zst.tmp"
+    path.write_bytes(b"of a tool that was killed")
+    unlink, refused = Path.unlink, []
+
+    def watched(self: Path, missing_ok: bool = False) -> None:
+        with pytest.raises(CaptureBusyError), making(tmp_path / "out.zst", header()):
+            pass
+        refused.append(self)
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", watched)
+        remove_stale(path)
+    assert refused == [path]
+    assert not path.exists()
+    remove_stale(path)
+
+
+def test_a_new_file_that_was_taken_before_its_lock_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def late(fd: int, how: int) -> None:
+        (tmp_path / "a.zst.partial").unlink()
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(CaptureBusyError):
+        new(tmp_path)
 
 
 def test_unencodable_header_is_a_typed_error(tmp_path: Path) -> None:

@@ -273,6 +273,29 @@ def test_import_of_cat_has_the_same_digest_also_from_stdin(
     assert (tmp_path / "a.zst").read_bytes() == (tmp_path / "b.zst").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["out.zst.tmp", "out.zst"])
+@pytest.mark.parametrize("stdin", [False, True])
+def test_import_never_removes_what_it_reads(path: Path, kcs: Call, tmp_path: Path, name: str, stdin: bool) -> None:
+    """A dead tool's OUT.tmp is replaced, and OUT itself with --force: neither may be the input."""
+    source = tmp_path / name
+    source.write_bytes(kcs("cat", "--json", path).out)
+    before = source.read_bytes()
+    arguments = ["import", "--exchange", "upbit", "--force", "-" if stdin else name, "out.zst"]
+    if stdin:
+        with source.open("rb") as opened:
+            command = [sys.executable, "-m", "kcs", *arguments]
+            done = subprocess.run(
+                command, check=False, cwd=tmp_path, stdin=opened, stderr=subprocess.PIPE, env=environment()
+            )
+        code, err = done.returncode, done.stderr.decode()
+    else:
+        called = kcs(*arguments)
+        code, err = called.code, called.err
+    assert code == 1
+    assert "same file" in err
+    assert source.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
