@@ -23,7 +23,7 @@ import kcs
 from kcs.capture.format import CaptureHeader
 from kcs.capture.writer import CaptureWriter, SealedCapture, WriterSettings
 from kcs.clock import NS_PER_S, Clock
-from kcs.errors import CaptureWriteError, KafkaError
+from kcs.errors import CaptureWriteError, KafkaError, LedgerError
 from kcs.exchanges.base import Subscription, Venue
 from kcs.live.backoff import ConnectPace
 from kcs.live.previous import last_record_ns
@@ -291,12 +291,16 @@ class Collector:
         ticking.cancel()
         now_ns = self._clock.now_ns()
         if recorder.failure is None:
-            recorder.tick(now_ns)
+            try:
+                recorder.tick(now_ns)
+            except LedgerError as error:  # a defect: what is captured is sealed all the same, then it is raised
+                self._crashed(error)
         recorder.finish()
         sealed, self._drained = await asyncio.gather(self._seal(recorder, now_ns), self._drain())
         self.ledger.settle(self._sink.acked, self._sink.failed)
         self.ledger.unwritten = recorder.records_lost
-        recorder.write_receipts()
+        if self._defect is None:  # a frame may have been captured and not fed: no file of this run is vouched for
+            recorder.write_receipts()
         return sealed
 
     async def _close_connections(self) -> None:

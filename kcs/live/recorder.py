@@ -84,6 +84,8 @@ class Recorder:
         self._anchor_every_ns = anchor_every_ns
         self._anchor_due_ns = 0
         self._files: list[_File] = []
+        self._unreceipted: list[_File] = []
+        """Finished files whose records are not all acknowledged yet: all that a tick looks at."""
         self._produced_before = 0
         self._feeding = True
         self._behind = False
@@ -224,20 +226,23 @@ class Recorder:
         """A finished file of which every record is acknowledged gets its receipt."""
         if self._delivery is None:
             return
-        for file in self._files:
-            if file.receipt is not None or file.digest is None:
-                continue
-            state = self._delivery.state(file.capture_id)
-            if state is None or state.produced != file.produced or state.acked != file.produced:
-                continue
-            try:
-                file.receipt = write_receipt(
-                    file.path, file.capture_id, file.digest, self._delivery, state, fsync=self._fsync
-                )
-            except CaptureWriteError as error:
-                # Everything is delivered; without a receipt recovery looks again and finds nothing to do.
-                self._log("warning", f"no receipt: {error}")
-                file.digest = None
+        if self._unreceipted:
+            self._unreceipted = [file for file in self._unreceipted if not self._receipted(file, self._delivery)]
+
+    def _receipted(self, file: _File, delivery: DeliveryInfo) -> bool:
+        """Write this file's receipt when it has become true. True when nothing more is to be done for it."""
+        if file.digest is None:
+            return True
+        state = delivery.state(file.capture_id)
+        if state is None or state.produced != file.produced or state.acked != file.produced:
+            return False
+        try:
+            file.receipt = write_receipt(file.path, file.capture_id, file.digest, delivery, state, fsync=self._fsync)
+        except CaptureWriteError as error:
+            # Everything is delivered; without a receipt recovery looks again and finds nothing to do.
+            self._log("warning", f"no receipt: {error}")
+            file.digest = None
+        return True
 
     def fail(self, error: CaptureWriteError) -> None:
         """The capture cannot go on: the run stops, loudly."""
@@ -252,6 +257,8 @@ class Recorder:
         file.produced = self._ledger.produced - self._produced_before
         if self._feeding:
             file.digest = self._pipeline.digest()
+            if self._delivery is not None:
+                self._unreceipted.append(file)
 
     def _not_fed(self) -> None:
         self._ledger.behind += 1

@@ -17,7 +17,7 @@ from websockets.server import ServerProtocol
 from kcs.capture.reader import CaptureReader
 from kcs.capture.writer import WriterSettings
 from kcs.clock import NS_PER_S, VirtualClock
-from kcs.errors import CaptureBusyError, CaptureWriteError, ConfigError, KafkaError
+from kcs.errors import CaptureBusyError, CaptureWriteError, ConfigError, KafkaError, LedgerError
 from kcs.exchanges.base import Limits
 from kcs.live.collector import Collector
 from kcs.live.recorder import Recorder
@@ -647,6 +647,22 @@ def test_a_defect_in_a_timer_ends_the_run_too(tmp_path: Path, monkeypatch: pytes
             with pytest.raises(ZeroDivisionError):
                 await rig.running
         assert list(files(tmp_path, "*.zst"))
+
+    asyncio.run(run())
+
+
+def test_numbers_that_disagree_end_the_run_but_the_capture_is_sealed_without_a_receipt(tmp_path: Path) -> None:
+    async def run() -> None:
+        rig = Rig(tmp_path)
+        async with rig.serving(_sends(3)):
+            collector = rig.start(delivery=True)
+            await rig.received(3)
+            collector._pipeline.number += 1
+            with pytest.raises(LedgerError, match="the pipeline at"):
+                await rig.running
+        (path,) = files(tmp_path, "*.zst")
+        assert kinds(path).count("BINARY") == 3
+        assert not list(files(tmp_path, "*.receipt.json"))
 
     asyncio.run(run())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from kcs.capture.format import CaptureHeader
 from kcs.capture.writer import CaptureWriter, WriterSettings
 from kcs.clock import VirtualClock
 from kcs.exchanges import venue
+from kcs.live.receipt import DeliveryInfo
 from kcs.live.recorder import Recorder
 from kcs.model import Kind
 from kcs.pipeline import Pipeline
@@ -58,3 +60,54 @@ def test_a_rotated_file_whose_end_the_disk_refused_has_no_digest(
     assert first.records < 7
     verdict = verify(first.path)
     assert (verdict.whole, verdict.records + verdict.holes) == (False, 7)
+
+
+def test_a_tick_looks_only_at_files_that_still_wait_for_their_receipt(tmp_path: Path) -> None:
+    clock, ids, asked = VirtualClock(10**18), count(1), list[bytes]()
+    acked = True
+
+    @dataclass(frozen=True, slots=True)
+    class State:
+        produced: int = 0
+        acked: int = 0
+        failed: int = 0
+        offsets: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
+
+    def state(capture_id: bytes) -> State | None:
+        asked.append(capture_id)
+        return State() if acked else None
+
+    writer = CaptureWriter(
+        tmp_path,
+        CaptureHeader(bytes(8), bytes(8), "upbit", "ws://x", clock.now_ns(), "0"),
+        settings=WriterSettings(flush_ns=0, threaded=False),
+        new_id=lambda: next(ids).to_bytes(8, "big"),
+    )
+    recorder = Recorder(
+        writer,
+        Pipeline("upbit", venue("upbit").adapter(), NullSink(), Ledger()),
+        NullSink(),
+        clock,
+        lambda level, text: None,
+        delivery=DeliveryInfo("cluster", "{channel}.{exchange}", True, {}, state),
+        anchor_every_ns=10**12,
+    )
+    recorder.begin(clock.now_ns())
+    for _ in range(20):
+        clock.advance(1_000_000_000)
+        recorder.rotate(clock.now_ns(), [])
+        recorder.tick(clock.now_ns())
+    assert len(asked) == len(set(asked)) == 20, "each file was looked at once"
+    acked = False
+    recorder.rotate(clock.now_ns(), [])
+    asked.clear()
+    for _ in range(2):
+        recorder.tick(clock.now_ns())
+    assert len(asked) == 2, "the one that waits, each time"
+    acked = True
+    recorder.finish()
+    sealed = recorder.close_writer(clock.now_ns())
+    recorder.write_receipts()
+    results = recorder.results(sealed)
+    assert len(results) == 22
+    assert all(result.receipt is not None and result.digest is not None for result in results)
