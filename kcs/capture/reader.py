@@ -23,7 +23,7 @@ from kcs.capture.identify import identify, newer
 from kcs.capture.info import CaptureInfo
 from kcs.capture.records import BATCH_RECORDS_MAX, RawRecord, decompress, iter_batches
 from kcs.capture.scan import Chunk, RawFile, Walker, Wanted
-from kcs.capture.tally import Damage, Summary, Tally
+from kcs.capture.tally import Damage, Summary, Tally, note_damage
 from kcs.errors import CaptureError, DamagedCaptureError, NotACaptureError
 from kcs.model import Kind, Record
 
@@ -52,7 +52,7 @@ class CaptureReader:
         self.header: CaptureHeader = self._identity.header
         self.sealed: bool = self._identity.index is not None
         self.damage: list[Damage] = list(self._identity.damage)
-        """Damage met so far; complete when an iteration over the whole file has ended."""
+        """Damage met so far; complete when an iteration over the whole file has ended. Bounded, see `note_damage`."""
         if self._identity.index_damage is not None:
             self.damage.append(self._identity.index_damage)
         self.holes = 0
@@ -152,12 +152,12 @@ class CaptureReader:
         if identity.index_damage is not None:
             at_end = identity.index_damage
             lost = 0 if walker.reached_index else None
-            self.damage.append(Damage(at_end.offset, at_end.length, at_end.what, lost))
+            note_damage(self.damage, Damage(at_end.offset, at_end.length, at_end.what, lost))
 
     def _on_damage(self, damage: Damage) -> None:
         if self._strict:
             raise self._damaged(damage)
-        self.damage.append(damage)
+        note_damage(self.damage, damage)
 
     def _damaged(self, damage: Damage) -> DamagedCaptureError:
         lost = "unknown" if damage.records_lost is None else str(damage.records_lost)

@@ -28,6 +28,12 @@ URL_CHARS_MAX: Final = 512
 GAPS_MAX: Final = 1000
 HOLES_MAX: Final = 1000
 DAMAGE_MAX: Final = 1000
+"""Damage of its source that a recovered file's summary lists."""
+
+DAMAGE_LISTED_MAX: Final = 10_000
+"""Damaged places that a reader lists one by one."""
+
+MORE_DAMAGE: Final = "damaged in more places than are listed"
 
 _PLAIN: Final = frozenset((int(Kind.SENT), int(Kind.TEXT), int(Kind.BINARY)))
 _FRAMES: Final = frozenset((int(Kind.TEXT), int(Kind.BINARY)))
@@ -67,6 +73,21 @@ class Damage(msgspec.Struct, frozen=True):
     what: str
     records_lost: int | None = None
     first_number: int | None = None
+
+
+def note_damage(found: list[Damage], damage: Damage) -> None:
+    """Append it to `found`; beyond `DAMAGE_LISTED_MAX` the last entry stands for all that follow, their cost summed up.
+
+    A hostile file has as many damaged places as it likes.
+    """
+    if len(found) <= DAMAGE_LISTED_MAX:
+        found.append(damage)
+        return
+    last = found[-1]
+    lost = None if last.records_lost is None or damage.records_lost is None else last.records_lost + damage.records_lost
+    offset = min(last.offset, damage.offset)
+    end = max(last.offset + last.length, damage.offset + damage.length)
+    found[-1] = Damage(offset, end - offset, MORE_DAMAGE, lost, last.first_number)
 
 
 class Summary(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -79,6 +79,7 @@ class Worker:
         self._lock = lock
         self._settings = settings
         self.sealed: list[SealedCapture] = []
+        """The files of this run so far. Grows by one small entry a rotation, by nothing that arrives from outside."""
         self.written = 0
         self.broken = False
         self.ended: int | None = None

@@ -10,11 +10,13 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kcs.capture import tally
 from kcs.capture.format import CHUNK_RAW_BYTES_MAX, ChunkMeta, encode_descriptor, encode_header
 from kcs.capture.output import CaptureFile
 from kcs.capture.reader import CaptureReader
 from kcs.capture.records import Appended, encode_records
 from kcs.capture.scan import Chunk
+from kcs.capture.tally import Damage
 from kcs.errors import CaptureError, DamagedCaptureError, NewerFormatError, NotACaptureError
 from kcs.model import Kind, Record
 from tests.capture.making import START_NS, all_kinds, append, chunks_of, frames, header, make, records_of, writer
@@ -436,3 +438,34 @@ def test_errors_of_the_system_are_typed(tmp_path: Path) -> None:
     reader.close()
     with pytest.raises(CaptureError, match="cannot read"):
         list(reader.batches())
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_the_list_of_damage_is_bounded_and_its_cost_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sealed: bool
+) -> None:
+    path = make(tmp_path, chunks=12, each=3, sealed=sealed)
+    places = [chunk.offset for chunk in chunks_of(path)][:10]
+    content = bytearray(path.read_bytes())
+    for offset in places:
+        content[offset + 90] ^= 2
+    path.write_bytes(content)
+    with CaptureReader(path, strict=False) as reader:
+        assert sum(map(len, reader.batches())) == 6
+        every = list(reader.damage)
+    assert [damage.records_lost for damage in every] == [3] * 10
+    monkeypatch.setattr(tally, "DAMAGE_LISTED_MAX", 4)
+    with CaptureReader(path, strict=False) as reader:
+        assert sum(map(len, reader.batches())) == 6
+        assert reader.damage[:4] == every[:4]
+        (rest,) = reader.damage[4:]
+    assert (rest.what, rest.records_lost, rest.first_number) == (tally.MORE_DAMAGE, 18, 12)
+    assert (rest.offset, rest.offset + rest.length) == (every[4].offset, every[-1].offset + every[-1].length)
+
+
+def test_an_unknown_cost_stays_unknown_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "DAMAGE_LISTED_MAX", 1)
+    found: list[Damage] = []
+    for lost in (1, 2, None, 5):
+        tally.note_damage(found, Damage(100, 10, "bad", lost, 7))
+    assert found == [Damage(100, 10, "bad", 1, 7), Damage(100, 10, tally.MORE_DAMAGE, None, 7)]
