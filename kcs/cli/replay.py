@@ -130,7 +130,7 @@ class Job:
             captures=[
                 {"path": str(p.path), "id": p.capture_id.hex(), "digest": p.digest, "receipt": None} for p in played
             ],
-            digest=played[0].digest if len(played) == 1 else None,
+            digest=played[0].digest if len(played) == 1 and not ledger.lost else None,
             speed_asked=self.speed_text,
             speed_reached=result.speed_reached,
             lateness=result.lateness,
