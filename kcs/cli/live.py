@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,31 +59,7 @@ def live(
     Ctrl-C stops reading, flushes, seals the capture and prints the ledger. Bare `kcs live` takes the busiest markets of
     Upbit and the embedded broker.
     """
-    settings = load(
-        {
-            "exchange": split_names(exchange or []),
-            "channel": split_names(channel or []),
-            "market": split_names(market or []),
-            "bootstrap": bootstrap,
-            "capture": None if capture is None else str(capture),
-            "url": parse_pairs(url, "--url") if url else None,
-            "format": format_,
-            "depth": depth,
-            "duration": duration,
-            "topic": topic,
-            "partitions": partitions,
-            "replication": replication,
-            "kafka": parse_pairs(x, "-X") if x else None,
-            "headers": False if no_headers else None,
-            "flush": flush,
-            "max_size": max_size,
-            "max_age": max_age,
-            "fsync": fsync or None,
-            "drain": drain,
-        },
-        os.environ,
-        config,
-    )
+    settings = _settings(locals())
     return _run("live", "kafka", settings, fail_on_gaps=fail_on_gaps, json=json, quiet=quiet)
 
 
@@ -105,25 +82,35 @@ def capture(
     quiet: options.Quiet = False,
 ) -> int:
     """Collect and capture only. The frames are parsed as well, so that the ledger and the digest are those of live."""
-    settings = load(
-        {
-            "exchange": split_names(exchange or []),
-            "channel": split_names(channel or []),
-            "market": split_names(market or []),
-            "capture": None if capture is None else str(capture),
-            "url": parse_pairs(url, "--url") if url else None,
-            "format": format_,
-            "depth": depth,
-            "duration": duration,
-            "flush": flush,
-            "max_size": max_size,
-            "max_age": max_age,
-            "fsync": fsync or None,
-        },
-        os.environ,
-        config,
-    )
+    settings = _settings(locals())
     return _run("capture", "null", settings, fail_on_gaps=fail_on_gaps, json=json, quiet=quiet)
+
+
+def _settings(flags: Mapping[str, Any]) -> Config:
+    """The configuration from a verb's parameters by name; None or empty means that the flag was not given."""
+    plain = (
+        "bootstrap",
+        "depth",
+        "duration",
+        "topic",
+        "partitions",
+        "replication",
+        "flush",
+        "max_size",
+        "max_age",
+        "drain",
+    )
+    layer = {name: flags.get(name) for name in plain}
+    layer |= {name: split_names(flags[name] or []) for name in ("exchange", "channel", "market")}
+    layer |= {
+        "capture": None if flags["capture"] is None else str(flags["capture"]),
+        "url": parse_pairs(flags["url"], "--url") if flags["url"] else None,
+        "kafka": parse_pairs(flags["x"], "-X") if flags.get("x") else None,
+        "format": flags["format_"],
+        "fsync": flags["fsync"] or None,
+        "headers": False if flags.get("no_headers") else None,
+    }
+    return load(layer, os.environ, flags["config"])
 
 
 def _run(verb: str, sink: str, settings: Config, *, fail_on_gaps: bool, json: bool, quiet: bool) -> int:
