@@ -166,7 +166,10 @@ def _latency_text(histogram: LatencyHistogram, keys: tuple[str, ...]) -> str:
 def _loss_text(ledger: Ledger) -> str:
     parts = (
         ("frames not captured", ledger.uncaptured),
-        ("frames behind (captured, not produced: `kcs replay` delivers them)", ledger.behind),
+        (
+            "frames behind (captured, not produced: `kcs replay --topic '{channel}.{exchange}'` delivers them)",
+            ledger.behind,
+        ),
         ("records failed", ledger.failed),
         ("records not acknowledged", ledger.in_flight),
         ("records unreadable in the capture", ledger.unread),

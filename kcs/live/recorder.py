@@ -268,5 +268,6 @@ class Recorder:
         self._feeding = False
         self._log(
             "error",
-            "Kafka does not keep up: from here on this run only captures; `kcs replay` delivers the capture afterwards",
+            "Kafka does not keep up: from here on this run only captures; "
+            "`kcs replay --topic '{channel}.{exchange}'` delivers the capture afterwards",
         )
