@@ -95,6 +95,10 @@ _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """What a record's fields may hold: files come from anywhere, and a number beyond it fits no reader and no report."""
 
 
+FRAME_KINDS: Final = frozenset((int(Kind.TEXT), int(Kind.BINARY)))
+"""The kinds of data frames, as plain ints: what arrived, as against what we did or noted."""
+
+
 class OpenFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A connection was made. `frames`: data frames of this stream so far; `continued`: open in the file before."""
 

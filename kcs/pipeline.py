@@ -18,14 +18,15 @@ any of its events is emitted; its events change nothing and are not counted, kno
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import orjson
 
 from kcs.errors import DamagedCaptureError, FrameIgnored, FrameRejected, LedgerError
 from kcs.model import (
+    FRAME_KINDS,
     CloseFields,
     Event,
     Fields,
@@ -41,6 +42,9 @@ from kcs.model import (
 from kcs.sink import DIGEST_PARTS_MAX, META_POSITION, RECORD_BYTES_MAX, RECORD_META, Digest, Sink
 from kcs.stats import Ledger
 
+if TYPE_CHECKING:
+    from kcs.exchanges.base import Adapter
+
 TRADE_WINDOW: Final = 128
 """Trade ids remembered per market. Venues repeat the last trade after a reconnect; two sockets differ by less."""
 
@@ -54,15 +58,6 @@ _pack_meta: Final = RECORD_META.pack
 _dumps: Final = orjson.dumps
 _POSITION_PART: Final = slice(META_POSITION, None)
 """Made once: a slice written out is an object a record."""
-
-
-class Adapter(Protocol):
-    """What the pipeline needs of a venue's adapter; see kcs/exchanges/base.py."""
-
-    def parse(self, stream: int, recv_ns: int, payload: bytes) -> Sequence[Event]: ...
-    def reset(self, stream: int, markets: Sequence[str] = ()) -> None: ...
-    def save(self) -> Iterable[tuple[int, str, bytes]]: ...
-    def load(self, stream: int, market: str, state: bytes) -> None: ...
 
 
 class _MarketState(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -234,6 +229,16 @@ class Pipeline:
                 self._gap(event, recv_ns, number, index)  # type: ignore[arg-type]
             index += 1  # noqa: SIM113 - half the cost of enumerate for the one event of most frames
             self.last_event = event
+
+    def record(self, record: tuple[int, int, int, int, bytes, Fields | None]) -> None:
+        """A record of a capture: (number, kind, stream, recv_ns, payload, fields). A frame counts as captured."""
+        self.number, kind, stream, recv_ns, payload, fields = record
+        if kind in FRAME_KINDS:
+            self.ledger.received += 1
+            self.ledger.captured += 1
+            self.feed(stream, recv_ns, payload)
+        else:
+            self.control(kind, stream, recv_ns, fields, payload)
 
     def control(self, kind: int, stream: int, recv_ns: int, fields: Fields | None, payload: bytes = b"") -> None:
         """One record that is no data frame: open, sent, rest, close, gap, clock, state.

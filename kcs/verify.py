@@ -20,12 +20,9 @@ from kcs.capture.reader import CaptureReader, Damage
 from kcs.errors import CaptureError
 from kcs.exchanges import venue
 from kcs.live.receipt import receipt_path
-from kcs.model import Kind
 from kcs.pipeline import Pipeline
 from kcs.sink import RECORD_SCHEMA_VERSION, NullSink
 from kcs.stats import Ledger
-
-_FRAME_KINDS = frozenset((int(Kind.TEXT), int(Kind.BINARY)))
 
 
 class _Receipt(msgspec.Struct, frozen=True):
@@ -89,15 +86,9 @@ def verify(path: Path, *, expected: str | None = None) -> Verdict:
         counted = FrameCount()
         for batch in reader.batches():
             counted.add(batch)
-            for number, kind, stream, recv_ns, payload, fields in batch:
-                pipeline.number = number
-                records += 1
-                if kind in _FRAME_KINDS:
-                    ledger.received += 1
-                    ledger.captured += 1
-                    pipeline.feed(stream, recv_ns, payload)
-                else:
-                    pipeline.control(kind, stream, recv_ns, fields, payload)
+            records += len(batch)
+            for record in batch:
+                pipeline.record(record)
         ledger.settle(ledger.produced, 0)
         ledger.check()
         digest = pipeline.digest()

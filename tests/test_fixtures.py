@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 import kcs
+from kcs.errors import DamagedCaptureError
 from kcs.model import OrderBook, Ticker, Trade
 from kcs.verify import verify
 
@@ -64,3 +65,14 @@ def test_reading_it_yields_typed_events_of_several_markets(kind: type) -> None:
 def test_raw_records_are_there_too() -> None:
     kinds = {record.kind.name for record in kcs.records(CAPTURE)}
     assert {"OPEN", "SENT", "BINARY", "CLOSE", "GAP", "CLOCK"} <= kinds
+
+
+def test_damage_behind_the_end_that_was_asked_for_is_nobodys_loss(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.zst"
+    content = bytearray(CAPTURE.read_bytes())
+    content[440_000] ^= 1  # in the last chunk
+    path.write_bytes(content)
+    first_ns = next(iter(kcs.records(CAPTURE))).recv_ns
+    assert len(list(kcs.read(path, to_ns=first_ns + 5_000_000_000))) > 100
+    with pytest.raises(DamagedCaptureError):
+        list(kcs.read(path))

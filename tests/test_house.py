@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sink": {"errors"},
     "config": {"errors"},
     "stats": {"clock", "errors"},
-    "pipeline": {"errors", "model", "sink", "stats"},
+    "pipeline": {"errors", "model", "sink", "stats", "exchanges"},
     "exchanges": {"errors", "model"},
     "capture": {"errors", "clock", "model"},
     "kafka": {"errors", "clock", "sink", "stats"},

@@ -15,12 +15,9 @@ import msgspec
 
 from kcs.capture.records import RawRecord
 from kcs.capture.tally import STREAMS_MAX
-from kcs.model import CloseFields, Kind, OpenFields
+from kcs.model import FRAME_KINDS, CloseFields, OpenFields
 
 FOUND_MAX: Final = 1000
-
-_TEXT: Final = int(Kind.TEXT)
-_BINARY: Final = int(Kind.BINARY)
 
 
 class Miscount(msgspec.Struct, frozen=True):
@@ -60,7 +57,7 @@ class FrameCount:
             if number != self._due:
                 self._holes += number - self._due
             self._due = number + 1
-            if _TEXT <= kind <= _BINARY:
+            if kind in FRAME_KINDS:
                 known = streams.get(stream)
                 if known is not None:
                     known.count += 1

@@ -17,7 +17,7 @@ import msgspec
 
 from kcs.capture.format import ChunkMeta, HeaderFields, Malformed, Newer
 from kcs.capture.records import Appended, RawRecord, decode_fields
-from kcs.model import Fields, GapFields, Kind, OpenFields
+from kcs.model import FRAME_KINDS, Fields, GapFields, Kind, OpenFields
 
 STREAMS_MAX: Final = 4096
 COUNTS_MAX: Final = 4 * STREAMS_MAX
@@ -35,8 +35,7 @@ DAMAGE_LISTED_MAX: Final = 10_000
 
 MORE_DAMAGE: Final = "damaged in more places than are listed"
 
-_PLAIN: Final = frozenset((int(Kind.SENT), int(Kind.TEXT), int(Kind.BINARY)))
-_FRAMES: Final = frozenset((int(Kind.TEXT), int(Kind.BINARY)))
+_PLAIN: Final = FRAME_KINDS | {int(Kind.SENT)}
 _KIND_AND_STREAM_APPENDED: Final = itemgetter(0, 1)
 _KIND_AND_STREAM_READ: Final = itemgetter(1, 2)
 
@@ -256,7 +255,7 @@ class Tally:
             StreamSummary(
                 stream=stream,
                 records=sum(counts.values()),
-                frames=sum(counts.get(kind, 0) for kind in _FRAMES),
+                frames=sum(counts.get(kind, 0) for kind in FRAME_KINDS),
                 opens=counts.get(Kind.OPEN, 0),
                 closes=counts.get(Kind.CLOSE, 0),
                 urls=tuple(self._urls.get(stream, ())),

@@ -24,8 +24,8 @@ from kcs.exchanges import Subscription, Venue, venue
 from kcs.live.collector import Collector, CollectorResult, CollectorSettings
 from kcs.live.receipt import DeliveryInfo
 from kcs.live.url import refuse_credentials
-from kcs.sink import Sink
-from kcs.stats import LatencyHistogram, Ledger
+from kcs.sink import NullSink, Sink
+from kcs.stats import GcReport, LatencyHistogram, Ledger
 
 SHOW_EVERY_S = 0.25
 
@@ -107,8 +107,6 @@ def _collector(place: Venue, settings: CollectorSettings, sink: Sink, clock: Clo
 
 def _delivery(sink: Sink) -> DeliveryInfo | None:
     """Only a real Kafka keeps what it acknowledges; for the embedded broker there is nothing to recover."""
-    from kcs.sink import NullSink
-
     if isinstance(sink, NullSink):
         return None
     from kcs.kafka.sink import KafkaSink
@@ -182,13 +180,10 @@ def _report(
     verb: str,
     sink_kind: str,
     results: Sequence[CollectorResult],
-    gc: object,
+    gc: GcReport,
     loop_lag: dict[str, float | int | None],
     latency: LatencyHistogram,
 ) -> RunReport:
-    from kcs.stats import GcReport
-
-    assert isinstance(gc, GcReport)
     ledger, notes = Ledger(), []
     for result in results:
         result.ledger.check()

@@ -180,14 +180,14 @@ def _parse_cost(paths: Sequence[Path]) -> float | None:
     from kcs.clock import SystemClock
     from kcs.errors import FrameIgnored, FrameRejected
     from kcs.exchanges import venue
-    from kcs.model import Kind
+    from kcs.model import FRAME_KINDS
 
     clock, spent_ns, size = SystemClock(), 0, 0
     for path in paths:
         with CaptureReader(path) as reader:
             parse = venue(reader.header.exchange).adapter().parse
             for batch in reader.batches():
-                frames = [(r[2], r[3], r[4]) for r in batch if r[1] in (Kind.TEXT, Kind.BINARY)]
+                frames = [(r[2], r[3], r[4]) for r in batch if r[1] in FRAME_KINDS]
                 size += sum(len(payload) for _, _, payload in frames)
                 began_ns = clock.monotonic_ns()
                 for stream, recv_ns, payload in frames:

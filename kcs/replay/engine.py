@@ -18,7 +18,7 @@ from typing import Any, Final
 from kcs.capture.reader import RawRecord
 from kcs.clock import NS_PER_S, Clock
 from kcs.exchanges import venue
-from kcs.model import Kind
+from kcs.model import FRAME_KINDS
 from kcs.pipeline import Pipeline
 from kcs.replay.pacing import Pacer, Sleep
 from kcs.replay.source import Source, Tape, merged
@@ -30,8 +30,6 @@ SLICE_FRAMES: Final = 256
 
 STOP_GRACE_S: Final = 10.0
 """How long an interrupted replay waits for the sink."""
-
-_FRAME_KINDS: Final = frozenset((int(Kind.TEXT), int(Kind.BINARY)))
 
 
 @dataclass(slots=True, frozen=True)
@@ -222,21 +220,9 @@ class _Line:
                 self.muted = False
                 self.pipeline.ledger = self.player.ledger
                 return run[i:]
-            self._one(record)
+            self.pipeline.record(record)
         await asyncio.sleep(0)
         return []
-
-    def _one(self, record: RawRecord) -> None:
-        number, kind, stream, recv_ns, payload, fields = record
-        pipeline = self.pipeline
-        pipeline.number = number
-        if kind in _FRAME_KINDS:
-            ledger = pipeline.ledger
-            ledger.received += 1
-            ledger.captured += 1
-            pipeline.feed(stream, recv_ns, payload)
-        else:
-            pipeline.control(kind, stream, recv_ns, fields, payload)
 
     async def _feed_fast(self, run: list[RawRecord]) -> None:
         player, start = self.player, 0
@@ -251,7 +237,10 @@ class _Line:
             player.left -= len(records)
 
     async def _slice(self, records: list[RawRecord]) -> None:
-        """Feed a slice, waiting wherever the sink is full. What was fed is counted, even when the wait is cut."""
+        """Feed a slice, waiting wherever the sink is full. What was fed is counted, even when the wait is cut.
+
+        `Pipeline.record` written out, with the counting done once a slice.
+        """
         pipeline, player = self.pipeline, self.player
         feed, sink, frames = pipeline.feed, player.sink, 0
         record = None
@@ -261,7 +250,7 @@ class _Line:
                     await sink.room()
                 number, kind, stream, recv_ns, payload, fields = record
                 pipeline.number = number
-                if kind in _FRAME_KINDS:
+                if kind in FRAME_KINDS:
                     frames += 1
                     feed(stream, recv_ns, payload)
                 else:
@@ -285,8 +274,8 @@ class _Line:
             player.idle = True
             await pacer.wait(record[3])
             player.idle = False
-            self._one(record)
-            player.frames += record[1] in _FRAME_KINDS
+            self.pipeline.record(record)
+            player.frames += record[1] in FRAME_KINDS
             player.last_ns = max(player.last_ns, record[3])
             player.left -= 1
 

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import msgspec
 
+from kcs.capture.reader import RawRecord
 from kcs.errors import DamagedCaptureError
 from kcs.exchanges import venue
-from kcs.model import Event, Kind
+from kcs.model import Event
 from kcs.pipeline import Pipeline
 from kcs.replay.source import Tape, merged, plan
 from kcs.sink import NullSink
 from kcs.stats import Ledger
-
-_FRAME_KINDS = frozenset((int(Kind.TEXT), int(Kind.BINARY)))
 
 
 class Positioned(msgspec.Struct, frozen=True, gc=False):
@@ -50,17 +49,10 @@ class _Reader:
         source = self._source
         self._out.append(Positioned(source.exchange, source.capture_id, number, index, recv_ns, event))
 
-    def events(self, run: Sequence[tuple[int, int, int, int, bytes, object]]) -> list[Positioned]:
-        pipeline, ledger = self._pipeline, self._pipeline.ledger
+    def events(self, run: Sequence[RawRecord]) -> list[Positioned]:
         self._out = []
-        for number, kind, stream, recv_ns, payload, fields in run:
-            pipeline.number = number
-            if kind in _FRAME_KINDS:
-                ledger.received += 1
-                ledger.captured += 1
-                pipeline.feed(stream, recv_ns, payload)
-            else:
-                pipeline.control(kind, stream, recv_ns, fields, payload)  # type: ignore[arg-type]
+        for record in run:
+            self._pipeline.record(record)
         return self._out
 
 
@@ -75,12 +67,12 @@ def positioned(
     """Every emitted event with its position, `from_ns` inclusive, `to_ns` exclusive, by receive time.
 
     `strict`: damage raises DamagedCaptureError once all intact events were given; else it is counted in
-    `ledger.unread`. A ledger passed in is filled and can be checked afterwards.
+    `ledger.unread`. What lies behind `to_ns` is not read. A ledger passed in is filled and can be checked afterwards.
     """
     ledger = ledger if ledger is not None else Ledger()
     readers: dict[bytes, _Reader] = {}
     tapes: list[Tape] = []
-    for tape, run in merged(plan(paths)):
+    for tape, run in merged(plan(paths), to_ns):
         reader = readers.get(tape.source.capture_id)
         if reader is None:
             reader = readers[tape.source.capture_id] = _Reader(tape, ledger)

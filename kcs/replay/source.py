@@ -11,13 +11,9 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from kcs.capture.reader import CaptureReader, RawRecord
 from kcs.errors import UsageError
-
-RECV_NS: Final = 3
-"""Index of the receive time in a RawRecord."""
 
 
 @dataclass(slots=True, frozen=True)
