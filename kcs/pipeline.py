@@ -7,8 +7,12 @@ clock, so what it produces is a pure function of the records fed and of the code
 one ends in the ledger as parsed, ignored or rejected. Not thread-safe.
 
 Duplicates (section "Duplicates" of docs/kafka.md): a trade whose (market, id) is among the last `TRADE_WINDOW` of its
-market; an order book equal to one already emitted with the same time; a book older than the last emitted one *of
+market; an order book or a ticker equal to one already emitted with the same time; one older than the last emitted *of
 another stream* (within one stream the order of arrival rules, so a venue whose clock steps back loses nothing).
+
+A run that has fallen behind has two pipelines. The first one stays at the present, `mute`d: it is fed every record and
+emits none. Its `fork` goes on from the record at which that happened, later, from the capture. Where the fork meets the
+present both must know the same (`difference`), and the first one is `unmute`d.
 
 Markets are bounded: at most `MARKETS_MAX` an exchange, counted over all channels, in the order they first appear, and
 kept by the saved state. A frame with an event of a market beyond them is rejected whole (`too_many_markets`), before
@@ -18,8 +22,8 @@ any of its events is emitted; its events change nothing and are not counted, kno
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 import orjson
@@ -61,23 +65,41 @@ _POSITION_PART: Final = slice(META_POSITION, None)
 
 
 class _MarketState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Payload of a state record. `books` are digests of the books emitted with time `book_ts_ns`."""
+    """Payload of a state record. `books` are digests of the books emitted with time `book_ts_ns`, `tickers` likewise."""
 
     trades: list[str] = []
     book_ts_ns: int = 0
     book_stream: int = 0
     books: list[bytes] = []
+    ticker_ts_ns: int = 0
+    ticker_stream: int = 0
+    tickers: list[bytes] = []
     adapter: bytes | None = None
 
 
 class _Route:
     """All that is known of one (channel, key): made once, looked up per event."""
 
-    __slots__ = ("prefix", "target")
+    __slots__ = ("channel", "key", "prefix", "target")
 
     def __init__(self, channel: str, exchange: str, key: str, sink: Sink) -> None:
+        self.channel = channel
+        self.key = key
         self.prefix = Digest.prefix(channel, exchange, key)
         self.target = sink.route(channel, exchange, key)
+
+    def copy(self) -> Self:
+        """The same route with a state of its own; states are lists, sets and values that never change."""
+        other = object.__new__(type(self))
+        for kind in type(self).__mro__[:-1]:
+            for name in kind.__slots__:  # type: ignore[attr-defined]
+                value = getattr(self, name)
+                setattr(other, name, value.copy() if isinstance(value, list | set) else value)
+        return other
+
+    def state(self) -> Any:
+        """What it knows that can change a later record; comparable."""
+        return None
 
 
 class _TradeRoute(_Route):
@@ -100,9 +122,12 @@ class _TradeRoute(_Route):
         """The window, oldest first."""
         return [trade_id for trade_id in self.ring[self.next :] + self.ring[: self.next] if trade_id]
 
+    def state(self) -> Any:
+        return self.ring, self.next
+
 
 class _BookRoute(_Route):
-    """`value` is the last book emitted; `hashes` fills only once a second book comes with the same time."""
+    """Books, and tickers. `value` is the last one emitted; `hashes` fills only once a second comes with the same time."""
 
     __slots__ = ("hashes", "stream", "ts_ns", "value")
 
@@ -113,17 +138,21 @@ class _BookRoute(_Route):
         self.value = b""
         self.hashes: list[bytes] = []
 
+    def restore(self, ts_ns: int, stream: int, hashes: list[bytes]) -> None:
+        """Begin where another one was."""
+        self.ts_ns, self.stream, self.hashes, self.value = ts_ns, stream, hashes[-BOOK_WINDOW:], b""
+
     def verdict(self, stream: int, ts_ns: int, value: bytes) -> str | None:
         """Why this book is dropped, or None and it is entered. Called only when `ts_ns` is not newer."""
         if ts_ns < self.ts_ns:
             if stream != self.stream:
-                return "book_older"
+                return "older"
             self.hashes.clear()
         else:
             hashes = self.known()
             digest = _book_hash(value)
             if digest in hashes:
-                return "book_repeated"
+                return "repeated"
             hashes.append(digest)
             del hashes[:-BOOK_WINDOW]
             self.hashes = hashes
@@ -133,6 +162,9 @@ class _BookRoute(_Route):
     def known(self) -> list[bytes]:
         """Digests of the books emitted with time `ts_ns`."""
         return self.hashes or ([_book_hash(self.value)] if self.value else [])
+
+    def state(self) -> Any:
+        return self.ts_ns, self.stream, self.known()
 
 
 def _book_hash(value: bytes) -> bytes:
@@ -148,11 +180,13 @@ class Pipeline:
     __slots__ = (
         "_adapter",
         "_books",
+        "_capture_id",
         "_digest",
         "_emit",
         "_exchange",
         "_gaps",
         "_markets",
+        "_muted",
         "_parse",
         "_rejects",
         "_room",
@@ -170,11 +204,13 @@ class Pipeline:
         self._adapter = adapter
         self._parse = adapter.parse
         self._sink = sink
-        self._emit = sink.emit
+        self._emit: Callable[..., None] = sink.emit
+        self._muted = False
+        self._capture_id = b""
         self._digest = Digest() if digest else None
         self._trades: dict[str, _TradeRoute] = {}
         self._books: dict[str, _BookRoute] = {}
-        self._tickers: dict[str, _Route] = {}
+        self._tickers: dict[str, _BookRoute] = {}
         self._markets: set[str] = set()
         self._room = MARKETS_MAX
         """Markets that may still come: a frame of no more events than that needs no look at each."""
@@ -190,9 +226,77 @@ class Pipeline:
     def start(self, capture_id: bytes) -> None:
         """A new capture file begins: numbers restart at 0, the digest afresh; what is known of the markets stays."""
         self.number = 0
+        self._capture_id = capture_id
         if self._digest is not None:
             self._digest = Digest()
-        self._sink.start(capture_id)
+        if not self._muted:
+            self._sink.start(capture_id)
+
+    # A run that has fallen behind; see the module docstring.
+
+    def mute(self) -> None:
+        """Records are made, counted and digested, and go nowhere."""
+        self._muted = True
+        self._emit = _emit_nothing
+
+    def unmute(self, sink: Sink) -> None:
+        """Records go to `sink` from now on; it may be another one than before."""
+        if sink is not self._sink:
+            self._sink = sink
+            for route in self._routes():
+                route.target = sink.route(route.channel, self._exchange, route.key)
+        self._muted = False
+        self._emit = sink.emit
+        sink.start(self._capture_id)
+
+    def fork(self, adapter: Adapter) -> Pipeline:
+        """A second pipeline into the same sink that knows, has counted and has digested what this one has.
+
+        `adapter` is a new one of the same venue. Not a tap of its own: what is tapped is the present.
+        """
+        other = Pipeline(self._exchange, adapter, self._sink, self.ledger.copy(), digest=False)
+        for stream, market, state in self._adapter.save():
+            adapter.load(stream, market, state)
+        other._trades = {key: route.copy() for key, route in self._trades.items()}
+        other._books = {key: route.copy() for key, route in self._books.items()}
+        other._tickers = {key: route.copy() for key, route in self._tickers.items()}
+        other._gaps, other._rejects = dict(self._gaps), dict(self._rejects)
+        other._markets, other._room = set(self._markets), self._room
+        other._digest = None if self._digest is None else self._digest.copy()
+        other._capture_id = self._capture_id
+        other.number = self.number
+        return other
+
+    def difference(self, other: Pipeline) -> str | None:
+        """What this one and `other` do not agree on, or None: position, digest, counts, everything that is known."""
+        if (self._capture_id, self.number) != (other._capture_id, other.number):
+            return f"record {self.number} of {self._capture_id.hex()} and {other.number} of {other._capture_id.hex()}"
+        for name, mine, theirs in (
+            ("trades", self._trades, other._trades),
+            ("books", self._books, other._books),
+            ("tickers", self._tickers, other._tickers),
+        ):
+            if mine.keys() != theirs.keys():
+                return f"other markets have {name}: {sorted(mine.keys() ^ theirs.keys())[:5]}"
+            for market, route in mine.items():
+                if route.state() != theirs[market].state():
+                    return f"what is known of the {name} of {market}"
+        if sorted(self._adapter.save()) != sorted(other._adapter.save()):
+            return "what the adapter knows"
+        if self._digest is not None and other._digest is not None and self.digest() != other.digest():
+            return "the digest"
+        return self.ledger.difference(other.ledger)
+
+    @property
+    def records(self) -> int:
+        """Records that the current capture file has become so far; needs the digest."""
+        if self._digest is None:
+            raise LedgerError("this pipeline was built without a digest")
+        return self._digest.records + len(self._digest.parts) // 4
+
+    def _routes(self) -> Iterator[_Route]:
+        for routes in (self._trades, self._books, self._tickers, self._gaps, self._rejects):
+            yield from routes.values()
 
     def digest(self) -> str:
         """Hex SHA-256 over the current capture file's records so far."""
@@ -224,7 +328,7 @@ class Pipeline:
             elif kind is OrderBook:
                 self._book(event, stream, recv_ns, number, index)  # type: ignore[arg-type]
             elif kind is Ticker:
-                self._ticker(event, recv_ns, number, index)  # type: ignore[arg-type]
+                self._ticker(event, stream, recv_ns, number, index)  # type: ignore[arg-type]
             else:
                 self._gap(event, recv_ns, number, index)  # type: ignore[arg-type]
             index += 1  # noqa: SIM113 - half the cost of enumerate for the one event of most frames
@@ -269,12 +373,15 @@ class Pipeline:
         """(stream, fields, payload) of the state records that make a file stand alone; fed back through `control`."""
         states = []
         for market in sorted(self._markets):
-            trade, book = self._trades.get(market), self._books.get(market)
+            trade, book, ticker = self._trades.get(market), self._books.get(market), self._tickers.get(market)
             state = _MarketState(
                 trades=trade.ids() if trade else [],
                 book_ts_ns=book.ts_ns if book else 0,
                 book_stream=book.stream if book else 0,
                 books=book.known() if book else [],
+                ticker_ts_ns=ticker.ts_ns if ticker else 0,
+                ticker_stream=ticker.stream if ticker else 0,
+                tickers=ticker.known() if ticker else [],
             )
             states.append((0, StateFields(market=market), msgspec.json.encode(state)))
         for stream, market, adapter_state in self._adapter.save():
@@ -296,7 +403,10 @@ class Pipeline:
             trade.restore(state.trades)
         if state.books:
             book = self._books.get(market) or self._new_book_route(market)
-            book.ts_ns, book.stream, book.hashes = state.book_ts_ns, state.book_stream, state.books[-BOOK_WINDOW:]
+            book.restore(state.book_ts_ns, state.book_stream, state.books)
+        if state.tickers:
+            ticker = self._tickers.get(market) or self._new_ticker_route(market)
+            ticker.restore(state.ticker_ts_ns, state.ticker_stream, state.tickers)
 
     # One event each. The digest gets the record before the sink: a sink that fails cannot change it. Trades and books
     # are nearly all there is: what others call is written out in them, because a call costs as much as the work does.
@@ -343,7 +453,7 @@ class Pipeline:
         else:
             reason = route.verdict(stream, ts_ns, value)
             if reason is not None:
-                _count(ledger.suppressed, reason)
+                _count(ledger.suppressed, f"book_{reason}")
                 return
         meta = _pack_meta(len(value), recv_ns // 1_000_000, 0, number, index, recv_ns)
         digest = self._digest
@@ -357,12 +467,10 @@ class Pipeline:
         if self.tap is not None:
             self.tap(event, recv_ns, number, index)
 
-    def _ticker(self, event: Ticker, recv_ns: int, number: int, index: int) -> None:
+    def _ticker(self, event: Ticker, stream: int, recv_ns: int, number: int, index: int) -> None:
         self.ledger.tickers += 1
-        route = self._tickers.get(event.market)
-        if route is None:
-            self._enter(event.market)
-            route = self._tickers[event.market] = self._new_route("ticker", event.market)
+        route = self._tickers.get(event.market) or self._new_ticker_route(event.market)
+        ts_ns = event.ts_ns
         value = _dumps(
             {
                 "last": event.last,
@@ -373,9 +481,18 @@ class Pipeline:
                 "value": event.value,
                 "bid": event.bid,
                 "ask": event.ask,
-                "ts": event.ts_ns / 1_000_000_000,
+                "ts": ts_ns / 1_000_000_000,
             }
         )
+        if ts_ns > route.ts_ns:
+            route.ts_ns, route.stream, route.value = ts_ns, stream, value
+            if route.hashes:
+                route.hashes = []
+        else:
+            reason = route.verdict(stream, ts_ns, value)
+            if reason is not None:
+                _count(self.ledger.suppressed, f"ticker_{reason}")
+                return
         self._send(route, value, recv_ns, number, index)
         if self.tap is not None:
             self.tap(event, recv_ns, number, index)
@@ -448,6 +565,15 @@ class Pipeline:
         self._enter(market)
         route = self._books[market] = _BookRoute("orderbook", self._exchange, market, self._sink)
         return route
+
+    def _new_ticker_route(self, market: str) -> _BookRoute:
+        self._enter(market)
+        route = self._tickers[market] = _BookRoute("ticker", self._exchange, market, self._sink)
+        return route
+
+
+def _emit_nothing(*_: Any) -> None:
+    """What a muted pipeline emits to."""
 
 
 def _count(counts: dict[str, int], reason: str) -> None:

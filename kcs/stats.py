@@ -26,6 +26,12 @@ _COARSE_BITS: Final = 6
 """Above that, 64 steps per power of two: 1.6 % resolution."""
 
 
+_PARSED: Final = (
+    "parsed", "ignored", "rejected", "trades", "orderbooks", "tickers", "gaps", "suppressed", "produced",
+)  # fmt: skip
+"""What frames became, and the records made of them."""
+
+
 @dataclass(slots=True)
 class Ledger:
     """The loss ledger. Frames are data frames (text and binary); control records are not frames.
@@ -71,6 +77,20 @@ class Ledger:
         self.acked = acked
         self.failed = failed
         self.in_flight = self.produced - acked - failed
+
+    def copy(self) -> Ledger:
+        """The same counts, for somebody else to go on with."""
+        other = Ledger()
+        other.add(self)
+        return other
+
+    def difference(self, other: Ledger) -> str | None:
+        """Which count of what frames became is not the same, or None; what came and what was captured is left out."""
+        for name in _PARSED:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                return f"{name}: {mine} and {theirs}"
+        return None
 
     def add(self, other: Ledger) -> None:
         """Add another run's counts: several exchanges in one process."""

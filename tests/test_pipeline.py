@@ -215,6 +215,36 @@ def test_the_book_window_is_bounded() -> None:
     assert len(sink.records) == BOOK_WINDOW + 2, "the first book has left the window"
 
 
+def ticker(ts_ns: int, last: float = 1.0) -> Ticker:
+    return Ticker("KRW-BTC", last, None, None, None, None, None, None, None, ts_ns)
+
+
+def test_a_ticker_is_dropped_as_a_book_is() -> None:
+    """Equal with the same time: dropped. Older than another stream's: dropped. Older on the same stream: kept."""
+    pipeline, sink, _ = build([ticker(5)], [ticker(5)], [ticker(5, 2.0)], [ticker(4)], [ticker(6)])
+    for number in range(3):
+        pipeline.feed(0, number, b"%d" % number)
+    pipeline.feed(1, 3, b"3")
+    pipeline.feed(1, 4, b"4")
+    pipeline.feed(1, 5, b"3")
+    assert [orjson.loads(record[2])["ts"] for record in sink.records] == [5e-9, 5e-9, 6e-9, 4e-9]
+    assert pipeline.ledger.suppressed == {"ticker_repeated": 1, "ticker_older": 1}
+
+
+def test_the_ticker_window_is_in_the_saved_state() -> None:
+    first, _, _ = build([ticker(5)], [ticker(5, 2.0)])
+    first.feed(0, 0, b"0")
+    first.feed(0, 1, b"1")
+    second, sink, _ = build([ticker(5)], [ticker(5, 2.0)], [ticker(4)])
+    for stream, fields, payload in first.save():
+        if not stream:
+            second.control(Kind.STATE, stream, 2, fields, payload)
+    for number in range(3):
+        second.feed(1, number, b"%d" % number)
+    assert sink.records == []
+    assert second.ledger.suppressed == {"ticker_repeated": 2, "ticker_older": 1}
+
+
 def test_a_gap_record_resets_the_named_markets_and_is_produced() -> None:
     pipeline, sink, adapter = build([Gap(2, 1_000_000_000, 2_000_000_000, "sequence", ("KRW-BTC",), 4)])
     pipeline.control(Kind.GAP, 2, 7, GapFields(1_000_000_000, 3_000_000_000, "disconnect", ("KRW-ETH",)))
