@@ -27,6 +27,7 @@ SYSTEM_CHANNELS: Final = ("gap", "reject")
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]+")
 _PLACEHOLDERS: Final = ("channel", "exchange")
+_LOOPBACK: Final = {"localhost", "127.0.0.1", "::1"}
 _BATCH_BYTES_MIN: Final = 1024
 
 
@@ -44,7 +45,8 @@ class KafkaSettings:
     headers: bool = True
     partitions: int = 1
     replication: int | None = None
-    properties: Mapping[str, str] = field(default_factory=dict)
+    properties: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Not in the repr: a password among them must not reach a log or a traceback."""
     buffer_bytes_max: int = 64 * 1024 * 1024
     batch_bytes_max: int = 896 * 1024
     retention_forever: bool = False
@@ -233,6 +235,30 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
     return options
 
 
+def warnings(settings: KafkaSettings) -> list[str]:
+    """What a person must be told, each time, about protection that these settings give up. Empty: nothing."""
+    given = settings.properties
+    tls = _mapped(given, _TLS)
+    options = _mapped(given, _CLIENT)
+    found = []
+    if not tls.get("verify", True):
+        found.append(
+            "KAFKA'S CERTIFICATE IS NOT CHECKED (enable.ssl.certificate.verification=false): whoever is on the way can"
+            " pose as the cluster, take the password and read, change or drop records"
+        )
+    elif not tls.get("identify", True):
+        found.append(
+            "THE KAFKA BROKER'S NAME IS NOT CHECKED (ssl.endpoint.identification.algorithm=none): anyone with any"
+            " certificate of the same authority can pose as the cluster"
+        )
+    hosts = {host for host, _ in parse_bootstrap(settings.bootstrap)}
+    if options.get("security_protocol") == "SASL_PLAINTEXT" and not hosts <= _LOOPBACK:
+        found.append(
+            "THE LOGIN TO KAFKA IS NOT ENCRYPTED (security.protocol=SASL_PLAINTEXT): use security.protocol=SASL_SSL"
+        )
+    return found
+
+
 def retry_pause_s(settings: KafkaSettings) -> float:
     """How long the client library waits before it repeats something."""
     return float(_mapped(settings.properties, _CLIENT).get("retry_backoff_ms", 100)) / 1000
@@ -286,19 +312,29 @@ def _check_sasl(protocol: str, options: Mapping[str, Any]) -> None:
         return
     if options.get("sasl_mechanism", "PLAIN") != "GSSAPI" and len(secrets) < 2:
         raise ConfigError(
-            "SASL needs sasl.username and sasl.password", remedy="-X sasl.username=NAME -X sasl.password=SECRET"
+            "SASL needs sasl.username and sasl.password",
+            remedy="write them under [kafka] in kcs.toml (chmod 600), or set KCS_KAFKA_SASL_USERNAME and"
+            " KCS_KAFKA_SASL_PASSWORD; a command line is there for everyone to see",
         )
+
+
+def _no_password() -> str:
+    """Called for an encrypted key; without it OpenSSL would ask at the terminal, and a service would hang."""
+    raise ConfigError(
+        "the key is encrypted and there is no ssl.key.password",
+        remedy="write it under [kafka] in kcs.toml (chmod 600), or set KCS_KAFKA_SSL_KEY_PASSWORD",
+    )
 
 
 def _ssl_context(tls: Mapping[str, Any]) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=tls.get("ca"))
         if "certificate" in tls:
-            context.load_cert_chain(tls["certificate"], tls.get("key"), tls.get("password"))
+            context.load_cert_chain(tls["certificate"], tls.get("key"), tls.get("password") or _no_password)
     except (OSError, ssl.SSLError) as error:
         files = ", ".join(tls[name] for name in ("ca", "certificate", "key") if name in tls)
         raise ConfigError(f"TLS files cannot be used: {error}", where=files) from None
-    if not tls.get("verify", True):
+    if not tls.get("verify", True):  # `warnings` shouts about both
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     elif not tls.get("identify", True):

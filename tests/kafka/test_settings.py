@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from kcs.kafka.settings import (
     producer_options,
     topic_name,
     topic_names,
+    warnings,
 )
 
 
@@ -174,3 +176,57 @@ def test_verification_can_be_switched_off() -> None:
     properties = {"security.protocol": "SSL", "enable.ssl.certificate.verification": "false"}
     context = client_options(KafkaSettings("h:1", properties=properties))["ssl_context"]
     assert context.verify_mode is ssl.CERT_NONE
+
+
+@pytest.mark.parametrize(
+    ("properties", "said"),
+    [
+        ({}, []),
+        ({"security.protocol": "SSL"}, []),
+        ({"security.protocol": "SSL", "enable.ssl.certificate.verification": "true"}, []),
+        ({"security.protocol": "SSL", "ssl.endpoint.identification.algorithm": "https"}, []),
+        ({"security.protocol": "SSL", "enable.ssl.certificate.verification": "false"}, ["CERTIFICATE IS NOT CHECKED"]),
+        ({"security.protocol": "SSL", "ssl.endpoint.identification.algorithm": "none"}, ["NAME IS NOT CHECKED"]),
+        (
+            {"security.protocol": "SASL_PLAINTEXT", "sasl.username": "me", "sasl.password": "hunter2"},
+            ["LOGIN TO KAFKA IS NOT ENCRYPTED"],
+        ),
+    ],
+)
+def test_protection_that_is_given_up_is_said_and_nothing_else_is(properties: dict[str, str], said: list[str]) -> None:
+    found = warnings(KafkaSettings("kafka-1:9092", properties=properties))
+    assert len(found) == len(said)
+    assert all(part in text for part, text in zip(said, found, strict=True))
+    assert "hunter2" not in "".join(found)
+
+
+def test_a_login_in_the_clear_on_this_machine_needs_no_warning() -> None:
+    login = {"security.protocol": "SASL_PLAINTEXT", "sasl.username": "me", "sasl.password": "x"}
+    assert warnings(KafkaSettings("localhost:1,127.0.0.1:2,[::1]:3", properties=login)) == []
+    assert len(warnings(KafkaSettings("localhost:1,10.0.0.1:2", properties=login))) == 1
+
+
+def test_a_repr_holds_no_password() -> None:
+    login = {"security.protocol": "SASL_SSL", "sasl.username": "me", "sasl.password": "hunter2"}
+    settings = KafkaSettings("h:1", properties=login)
+    assert "hunter2" not in repr(settings)
+    assert "h:1" in repr(settings)
+
+
+def test_an_encrypted_key_without_a_password_is_an_error_and_no_question(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-passout", "pass:hunter2", "-subj", "/CN=me", "-days", "1",
+         "-keyout", key, "-out", certificate],
+        capture_output=True, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    if made.returncode != 0:
+        pytest.skip("openssl makes no key here")
+    properties = {
+        "security.protocol": "SSL",
+        "ssl.certificate.location": str(certificate),
+        "ssl.key.location": str(key),
+    }
+    with pytest.raises(ConfigError, match="KCS_KAFKA_SSL_KEY_PASSWORD"):
+        KafkaSettings("h:1", properties=properties)
+    KafkaSettings("h:1", properties={**properties, "ssl.key.password": "hunter2"})
