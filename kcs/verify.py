@@ -4,6 +4,10 @@
 compares it with the receipt beside the file (written when Kafka had acknowledged all of it) or with a digest that is
 given. A receipt of another record-schema version is not comparable, and that is what the report says. Used by the
 command line.
+
+Whole means: all that was captured is here. What the venue sent and kcs never got is another question, which only the
+venue's protocol can answer: `proves` says by what, and `gaps` are what it and the session found. Without a sequence or
+a checksum (`verifiable` False) a loss inside a connection leaves no trace, and nobody may call the capture complete.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -20,9 +24,13 @@ from kcs.capture.reader import CaptureReader, Damage
 from kcs.errors import CaptureError
 from kcs.exchanges import venue
 from kcs.live.receipt import receipt_path
+from kcs.model import Event, Gap
 from kcs.pipeline import Pipeline
 from kcs.sink import RECORD_SCHEMA_VERSION, NullSink
 from kcs.stats import Ledger
+
+GAPS_MAX: Final = 1000
+"""Gaps that a verdict names; all are counted."""
 
 
 class _Receipt(msgspec.Struct, frozen=True):
@@ -44,10 +52,12 @@ class Comparison:
 
 @dataclass(slots=True, frozen=True)
 class Verdict:
-    """What verification found. `holes`: records whose numbers are missing, between those that are there or at the end.
+    """What verification found. `holes`: records whose numbers are missing, between those that are there or at the end;
+    `missing` names them, (first number, how many).
 
     `miscounted`: opens and closes that say another number of data frames than is there, and no hole explains it.
     `recovered` is the damage of the file that this one was saved from: what it cost is missing here too.
+    `proves` and `gaps`: see the module docstring; a gap is what the venue or the line lost, no damage of the capture.
     """
 
     path: Path
@@ -56,12 +66,16 @@ class Verdict:
     sealed: bool
     records: int
     holes: int
+    missing: tuple[tuple[int, int], ...]
     miscounted: tuple[Miscount, ...]
     damage: tuple[dict[str, Any], ...]
     recovered: tuple[dict[str, Any], ...]
     ledger: Ledger
     digest: str
     comparisons: tuple[Comparison, ...]
+    proves: tuple[str, ...]
+    verifiable: bool
+    gaps: tuple[Gap, ...]
 
     @property
     def whole(self) -> bool:
@@ -80,7 +94,10 @@ def verify(path: Path, *, expected: str | None = None) -> Verdict:
     ledger = Ledger()
     with CaptureReader(path, strict=False) as reader:
         exchange = reader.header.exchange
-        pipeline = Pipeline(exchange, venue(exchange).adapter(), NullSink(), ledger)
+        place = venue(exchange)
+        pipeline = Pipeline(exchange, place.adapter(), NullSink(), ledger)
+        gaps = _Gaps()
+        pipeline.tap = gaps.take
         pipeline.start(reader.header.capture_id)
         records = 0
         counted = FrameCount()
@@ -101,13 +118,28 @@ def verify(path: Path, *, expected: str | None = None) -> Verdict:
             sealed=reader.sealed,
             records=records,
             holes=reader.holes,
+            missing=tuple(reader.missing),
             miscounted=tuple(counted.found),
             damage=_shown(damage),
             recovered=_shown(summary.recovered) if summary is not None else (),
             ledger=ledger,
             digest=digest,
             comparisons=tuple(_comparisons(path, digest, expected)),
+            proves=place.proves,
+            verifiable=place.verifiable,
+            gaps=tuple(gaps.found),
         )
+
+
+class _Gaps:
+    """A tap that keeps gaps, up to `GAPS_MAX`."""
+
+    def __init__(self) -> None:
+        self.found: list[Gap] = []
+
+    def take(self, event: Event, recv_ns: int, number: int, index: int) -> None:
+        if type(event) is Gap and len(self.found) < GAPS_MAX:
+            self.found.append(event)
 
 
 def _shown(damage: Iterable[Damage]) -> tuple[dict[str, Any], ...]:

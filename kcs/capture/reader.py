@@ -29,6 +29,8 @@ from kcs.model import Kind, Record
 
 __all__ = ["CaptureHeader", "CaptureInfo", "CaptureReader", "Damage", "RawRecord"]
 
+HOLES_MAX: Final = 1000
+
 _KINDS: Final = {int(kind): kind for kind in Kind}
 
 
@@ -58,6 +60,8 @@ class CaptureReader:
         self.holes = 0
         """Numbers that no record has, as far as an iteration over everything has come. An ancillary record, which is
         passed over, has its number; a chunk that a range leaves out counts like a hole."""
+        self.missing: list[tuple[int, int]] = []
+        """The same by name: (first number, how many) of each run of numbers, at most `HOLES_MAX` runs."""
         if strict and self._identity.damage:
             self.close()
             raise self._damaged(self._identity.damage[0])
@@ -98,14 +102,15 @@ class CaptureReader:
         decompressor = zstandard.ZstdDecompressor()
         everything = from_ns is None and to_ns is None and not from_number
         self.holes = due = 0
+        self.missing = []
         for chunk in self.chunks(None if everything else wanted):
             meta = chunk.meta
             whole = low <= meta.first_ns and meta.last_ns < high and from_number <= meta.first_number
             done = meta.first_number
             if until_number is not None and done >= until_number:
-                self.holes += max(0, until_number - due)
+                self._hole(due, until_number)
                 return
-            self.holes += done - due
+            self._hole(due, done)
             try:
                 raw = decompress(chunk.stored, meta.raw_bytes, decompressor)
                 for batch in iter_batches(raw, meta.first_number, meta.records):
@@ -120,7 +125,14 @@ class CaptureReader:
             except Newer as exc:
                 raise newer(exc, self.path) from exc
             due = done
-        self.holes += max(0, (self.next_number or 0) - due)
+        self._hole(due, self.next_number or 0)
+
+    def _hole(self, first: int, until: int) -> None:
+        if first >= until:
+            return
+        self.holes += until - first
+        if len(self.missing) < HOLES_MAX:
+            self.missing.append((first, until - first))
 
     def records(self, from_ns: int | None = None, to_ns: int | None = None) -> Iterator[Record]:
         """The same records one by one, as `model.Record`."""

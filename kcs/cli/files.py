@@ -14,6 +14,7 @@ from kcs.cli.report import EXIT_LOSS, EXIT_OK
 from kcs.cli.terminal import put_json, put_lines, say, table
 
 if TYPE_CHECKING:
+    from kcs.model import Gap
     from kcs.replay.events import Positioned
     from kcs.verify import Verdict
 
@@ -161,6 +162,10 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
         ],
         "damage": verdict.damage,
         "recovered": verdict.recovered,
+        "missing": verdict.missing,
+        "proves": verdict.proves,
+        "verifiable": verdict.verifiable,
+        "gaps": [_gap_json(gap) for gap in verdict.gaps],
         **{key: value for key, value in verdict.ledger.report().items() if key != "records"},
         "digest": verdict.digest,
         "compared": [
@@ -168,6 +173,49 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
             for c in verdict.comparisons
         ],
     }
+
+
+def _gap_json(gap: Gap) -> dict[str, Any]:
+    return {
+        "stream": gap.stream,
+        "from_ns": gap.from_ns,
+        "to_ns": gap.to_ns,
+        "cause": gap.cause,
+        "markets": gap.markets,
+        "frames": gap.frames,
+    }
+
+
+_PROVEN_BY = {"sequence": "sequence numbers", "checksum": "checksums", "trade_ids": "trade ids"}
+_GAPS_SHOWN = 20
+
+
+def _venue_rows(verdict: Verdict) -> list[tuple[str, str]]:
+    """What can be said of the frames that the venue sent, which is less than what can be said of the capture."""
+    from kcs.capture.info import utc
+
+    if verdict.verifiable:
+        proofs = ", ".join(_PROVEN_BY[proof] for proof in verdict.proves)
+        rows = [("venue", f"{verdict.exchange}: losses show by its {proofs}")]
+    else:
+        rows = [
+            ("venue", f"not verifiable: {verdict.exchange} sends no sequence and no checksum; a frame that was lost"),
+            ("", "before it reached kcs leaves no trace (whole is said of the capture alone)"),
+        ]
+    for gap in verdict.gaps[:_GAPS_SHOWN]:
+        markets = ", ".join(gap.markets[:_GAPS_SHOWN]) or "all markets"
+        frames = "an unknown number of" if gap.frames is None else f"{gap.frames:,}"
+        when = f"{utc(gap.from_ns)} to {utc(gap.to_ns)}"
+        rows.append(("gap", f"stream {gap.stream}, {when}, {gap.cause}: {markets}, {frames} frames"))
+    if verdict.ledger.gaps > _GAPS_SHOWN:
+        rows.append(("gap", f"and {verdict.ledger.gaps - _GAPS_SHOWN:,} more"))
+    return rows
+
+
+def _missing_text(verdict: Verdict) -> str:
+    runs = [f"{first:,}" if count == 1 else f"{first:,}-{first + count - 1:,}" for first, count in verdict.missing]
+    more = f" and {len(runs) - _GAPS_SHOWN:,} more runs" if len(runs) > _GAPS_SHOWN else ""
+    return ", ".join(runs[:_GAPS_SHOWN]) + more
 
 
 def _show_verdict(verdict: Verdict) -> None:
@@ -178,12 +226,14 @@ def _show_verdict(verdict: Verdict) -> None:
         ("state", "sealed" if verdict.sealed else "not sealed: kcs recover makes it whole"),
         *RunReport("verify", 0.0, verdict.ledger).lines()[:2],
         ("digest", verdict.digest),
+        *_venue_rows(verdict),
     ]
     for c in verdict.comparisons:
         same = "not comparable" if c.matches is None else "equal" if c.matches else f"NOT EQUAL ({c.digest})"
         rows.append((c.source, f"{same}{': ' + c.why if c.why else ''}"))
     if verdict.holes:
         rows.append(("HOLES", f"{verdict.holes:,} records are missing: their numbers are not there"))
+        rows.append(("", f"numbers {_missing_text(verdict)}"))
     rows += [
         (
             "MISCOUNTED",

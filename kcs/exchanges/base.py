@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from kcs.model import Event
+
+PROOFS: Final = ("sequence", "checksum", "trade_ids")
+"""What a venue's protocol may prove of its frames: `sequence` every hole and every exchange of places, `checksum` that
+a book is complete, `trade_ids` duplicates and nothing else (ids that are unique but no sequence)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +93,10 @@ class Venue:
     check_market: Callable[[str], None]
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     limits: Limits = field(default_factory=Limits)
+    proves: tuple[str, ...] = ()
+    """Of `PROOFS`, what this venue's protocol has."""
+
+    @property
+    def verifiable(self) -> bool:
+        """True when a frame that is lost inside a connection shows. Else nobody can say that nothing was lost there."""
+        return "sequence" in self.proves or "checksum" in self.proves
