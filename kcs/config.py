@@ -2,6 +2,11 @@
 
     bootstrap = "kafka-1:9092,kafka-2:9092"     # kcs.toml; the same as KCS_BOOTSTRAP=... and --bootstrap ...
     market = ["KRW-BTC", "KRW-ETH"]             # lists: comma separated in the environment
+    [kafka]                                     # one variable a property: KCS_KAFKA_SASL_USERNAME=... is the same
+    "sasl.username" = "kcs"
+
+Of tables (`kafka`, `url`) each entry is a setting of its own: a password in the environment goes with a user name in
+the file. No error text repeats a value that may be a password.
 
 Also the home of the units: durations (`250ms`), sizes (`64MiB`) and times (RFC 3339 or `+30s`). Raises ConfigError for
 anything that does not fit. Read by the command line only.
@@ -68,6 +73,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=lam
     drain: str = "10s"
     duration: str | None = None
 
+    def __repr__(self) -> str:
+        """Without the values of `kafka` and `url`, where a password may stand."""
+        shown = [f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__ if name not in ("kafka", "url")]
+        return f"Config({', '.join(shown)}, kafka: {sorted(self.kafka)}, url: {sorted(self.url)})"
+
     @property
     def flush_ns(self) -> int:
         return parse_duration_ns(self.flush, "flush")
@@ -110,7 +120,9 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str], path: Path | None
         for key in layer:
             if key not in _FIELDS:
                 raise UnknownNameError("configuration key", key, _FIELDS, where=origin)
-        merged.update(layer)
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = {**merged[key], **value} if both else value
         try:
             config = msgspec.convert(merged, Config)
         except msgspec.ValidationError as error:
@@ -143,11 +155,14 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(ENV_PREFIX) or name == "KCS_CONFIG":
             continue
         key = name[len(ENV_PREFIX) :].lower().replace("_", "-")
+        if key.startswith("kafka-"):
+            layer.setdefault("kafka", {})[key.removeprefix("kafka-").replace("-", ".")] = text
+            continue
         kind = _FIELDS.get(key, str)
         if get_origin(kind) is tuple:
             layer[key] = split_names([text])
         elif get_origin(kind) is dict:
-            layer[key] = parse_pairs([text], name)
+            layer.setdefault(key, {}).update(parse_pairs([text], name))
         else:
             try:
                 layer[key] = msgspec.convert(text, kind, strict=False)
@@ -163,12 +178,13 @@ def split_names(values: list[str]) -> list[str]:
 
 
 def parse_pairs(values: list[str], where: str) -> dict[str, str]:
-    """`["key=value", ...]` -> dict. Raises ConfigError."""
+    """`["key=value", ...]` -> dict. Raises ConfigError, which does not repeat a value: it may be a password."""
     pairs: dict[str, str] = {}
-    for value in values:
+    for at, value in enumerate(values, 1):
         key, mark, content = value.partition("=")
-        if not mark or not key:
-            raise ConfigError(f"{key!r} is not key=value", where=where)
+        if not mark or not key.strip():
+            which = f"number {at} of the {len(values)} given" if len(values) > 1 else "what is given"
+            raise ConfigError(f"{which} is not key=value", where=where)
         pairs[key.strip()] = content
     return pairs
 

@@ -131,6 +131,30 @@ def test_times_are_shown_in_utc_with_milliseconds() -> None:
     assert format_time(None) == "-"
 
 
+def test_each_kafka_property_is_a_setting_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "kcs.toml").write_text('[kafka]\n"sasl.username" = "file"\n"client.id" = "file"\nacks = "all"\n')
+    environ = {"KCS_KAFKA_SASL_PASSWORD": "a,b=c", "KCS_KAFKA_CLIENT_ID": "env", "KCS_KAFKA": "linger.ms=0"}
+    config = load({"kafka": {"client.id": "flag"}}, environ)
+    assert config.kafka == {
+        "sasl.username": "file",
+        "sasl.password": "a,b=c",
+        "client.id": "flag",
+        "linger.ms": "0",
+        "acks": "all",
+    }
+
+
+def test_a_password_is_in_no_repr_and_no_error() -> None:
+    config = load({}, {"KCS_KAFKA_SASL_PASSWORD": "hunter2", "KCS_URL": "upbit=ws://h/?token=hunter2"})
+    assert config.kafka == {"sasl.password": "hunter2"}
+    assert "hunter2" not in repr(config)
+    assert "sasl.password" in repr(config)
+    for wrong in (["sasl.password:hunter2"], ["hunter2"], ["=hunter2"], ["a=b", " =hunter2"]):
+        with pytest.raises(ConfigError, match="not key=value") as error:
+            parse_pairs(wrong, "-X")
+        assert "hunter2" not in str(error.value)
+
+
 def test_names_and_pairs() -> None:
     assert split_names(["a, b", "c", "a"]) == ["a", "b", "c"]
     assert parse_pairs(["k=v=w"], "-X") == {"k": "v=w"}
