@@ -63,7 +63,8 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
     """A suspect window of one stream: data between `from_ns` and `to_ns` may be missing.
 
     `cause` is a slug (`disconnect`, `silence`, `collector_down`, `sequence`, ...), `markets` those concerned (empty:
-    all of the stream), `frames` how many are missing where the venue can prove it, else None.
+    all of the stream), `frames` how many are missing where the venue can prove it, else None. `covered_by`: the stream
+    of the same subscription that was open and delivering all the while, so that nothing need be missing; else None.
     """
 
     stream: int
@@ -72,6 +73,7 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
     cause: str
     markets: tuple[str, ...] = ()
     frames: int | None = None
+    covered_by: int | None = None
 
 
 Event = Trade | OrderBook | Ticker | Gap
@@ -132,6 +134,7 @@ class GapFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     cause: str
     markets: tuple[str, ...] = ()
     frames: _Int64 | None = None
+    covered_by: _Int64 | None = None
 
 
 class ClockFields(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

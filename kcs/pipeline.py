@@ -65,7 +65,7 @@ _POSITION_PART: Final = slice(META_POSITION, None)
 
 
 class _MarketState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Payload of a state record. `books` are digests of the books emitted with time `book_ts_ns`, `tickers` likewise."""
+    """Payload of a state record. `books` are digests of the books emitted with `book_ts_ns`, `tickers` likewise."""
 
     trades: list[str] = []
     book_ts_ns: int = 0
@@ -127,7 +127,7 @@ class _TradeRoute(_Route):
 
 
 class _BookRoute(_Route):
-    """Books, and tickers. `value` is the last one emitted; `hashes` fills only once a second comes with the same time."""
+    """Books, and tickers. `value` is the last one emitted; `hashes` fills once a second comes with its time."""
 
     __slots__ = ("hashes", "stream", "ts_ns", "value")
 
@@ -360,7 +360,7 @@ class Pipeline:
         elif kind == Kind.GAP:
             if isinstance(fields, GapFields):
                 self._adapter.reset(stream, fields.markets)
-                gap = Gap(stream, fields.from_ns, fields.to_ns, fields.cause, fields.markets, fields.frames)
+                gap = Gap(stream, *msgspec.structs.astuple(fields))
                 self._gap(gap, recv_ns, number, 0)
         elif kind == Kind.STATE and isinstance(fields, StateFields):
             try:
@@ -502,17 +502,17 @@ class Pipeline:
         route = self._gaps.get(event.stream)
         if route is None:
             route = self._gaps[event.stream] = self._new_route("gap", str(event.stream))
-        value = _dumps(
-            {
-                "from": event.from_ns / 1_000_000_000,
-                "to": event.to_ns / 1_000_000_000,
-                "cause": event.cause,
-                "stream": event.stream,
-                "markets": event.markets,
-                "frames": event.frames,
-            }
-        )
-        self._send(route, value, recv_ns, number, index)
+        value: dict[str, Any] = {
+            "from": event.from_ns / 1_000_000_000,
+            "to": event.to_ns / 1_000_000_000,
+            "cause": event.cause,
+            "stream": event.stream,
+            "markets": event.markets,
+            "frames": event.frames,
+        }
+        if event.covered_by is not None:
+            value["covered_by"] = event.covered_by
+        self._send(route, _dumps(value), recv_ns, number, index)
         if self.tap is not None:
             self.tap(event, recv_ns, number, index)
 

@@ -265,6 +265,13 @@ def test_a_gap_record_resets_the_named_markets_and_is_produced() -> None:
     assert settled(pipeline, sink).gaps == 2
 
 
+def test_a_gap_that_a_twin_covered_says_by_whom() -> None:
+    pipeline, sink, _ = build()
+    pipeline.control(Kind.GAP, 1, 7, GapFields(1, 3, "disconnect", ("KRW-ETH",), covered_by=0))
+    ((_, _, value, *_),) = sink.records
+    assert orjson.loads(value)["covered_by"] == 0
+
+
 def test_a_continued_open_does_not_reset() -> None:
     pipeline, _, adapter = build()
     pipeline.control(Kind.OPEN, 0, 1, OpenFields("ws://x", continued=True))
