@@ -11,7 +11,8 @@ KcsError                      what, where, remedy; the command line prints it an
 |  |- CaptureBusyError        another process holds the file or the directory
 |  `- CaptureWriteError       disk full, no permission, output exists
 |- ExportError                a dataset cannot be written: disk full, no permission, output exists, another export runs
-|- KafkaError                 the broker is away, refuses, or a topic cannot be made
+|- KafkaError                 the cluster refuses, or a topic cannot be made: somebody has to act
+|  `- KafkaUnreachableError   no broker answers, or not in time: waiting and trying again may cure it
 |- VenueError                 the exchange refused us or broke its protocol
 `- LedgerError                the books do not balance: a bug in kcs, never the user's fault
 
@@ -103,7 +104,11 @@ class ExportError(KcsError):
 
 
 class KafkaError(KcsError):
-    """The broker is away, refuses, or a topic cannot be made."""
+    """The cluster refuses, or a topic cannot be made: somebody has to act."""
+
+
+class KafkaUnreachableError(KafkaError):
+    """No broker answers, or not in time: trying again may cure it. Never raised for credentials or certificates."""
 
 
 class VenueError(KcsError):

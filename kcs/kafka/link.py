@@ -1,8 +1,8 @@
 """One connection to a cluster for producing: an aiokafka producer with a sequence of its own. Used by the sink only.
 
 A batch refused for good breaks its partition's sequence in that producer, so a sink goes through several links in its
-life. `Link` is also the seam where tests put a fake. `connect` raises kcs.errors.KafkaError, `send` and the futures
-it returns the client library's errors, which `kcs.kafka.failures` sorts.
+life. `Link` is also the seam where tests put a fake. `connect` raises kcs.errors.KafkaError (KafkaUnreachableError
+where trying again may help), `send` and the futures it returns the client library's errors: see `kcs.kafka.failures`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError as ClientError
 
 from kcs.clock import Clock
-from kcs.errors import KafkaError
+from kcs.errors import KafkaError, KafkaUnreachableError
+from kcs.kafka import client
 from kcs.kafka.batch import Batch
 from kcs.kafka.careful import make_careful
 from kcs.kafka.quiet import calm
+from kcs.kafka.refusals import refusal
 from kcs.kafka.settings import KafkaSettings, client_options, parse_bootstrap, producer_options
 
 _ABANDON_ROUNDS: Final = 20
@@ -64,11 +66,14 @@ class ProducerLink:
         return asyncio.get_running_loop().create_task(_finished(sending, waiting_for))
 
     async def partition_count(self, topic: str) -> int:
+        client = self._producer.client
         try:
             return len(await self._producer.partitions_for(topic))
         except ClientError as error:
-            raise KafkaError(
-                f"its partitions cannot be learned: {str(error) or type(error).__name__}",
+            kind = KafkaUnreachableError if client.refusals else KafkaError
+            heard = next(iter(client.refusals.values()), error)
+            raise kind(
+                f"its partitions cannot be learned: {str(heard) or type(heard).__name__}",
                 where=f"topic {topic}",
                 remedy="create the topic, or give this user the right to describe and write it",
             ) from None
@@ -108,41 +113,20 @@ async def connect(settings: KafkaSettings, clock: Clock) -> Link:
         linger_ms=0,
         max_batch_size=settings.batch_bytes_max,
     )
+    adopted = client.adopt(producer.client, settings.connect_timeout_s)
     if settings.headers:  # without positions in the topic nobody could look
         make_careful(producer, options["retry_backoff_ms"], options["request_timeout_ms"], clock)
     try:
-        async with asyncio.timeout(settings.connect_timeout_s):
+        async with asyncio.timeout(settings.connect_timeout_s * (len(parse_bootstrap(settings.bootstrap)) + 1)):
             await producer.start()
-    except (TimeoutError, ClientError, OSError) as error:
-        brokers = [f"{broker.host}:{broker.port}" for broker in producer.client.cluster.brokers()]
+    except (*client.CONNECT_ERRORS, ClientError) as error:
+        brokers = [f"{broker.host}:{broker.port}" for broker in adopted.cluster.brokers()]
         await _abandon(producer)
-        raise unreachable(settings, error, brokers) from None
+        raise refusal(settings, error, adopted.refusals, brokers) from None
     except BaseException:
         await _abandon(producer)
         raise
     return ProducerLink(producer)
-
-
-def unreachable(settings: KafkaSettings, error: BaseException, advertised: list[str]) -> KafkaError:
-    """The error for a cluster that cannot be used. `advertised`: the addresses that it gave, if it answered."""
-    asked = ", ".join(f"{host}:{port}" for host, port in parse_bootstrap(settings.bootstrap))
-    if advertised:
-        return KafkaError(
-            f"the cluster answers but its brokers do not take a producer: {_reason(error, settings)}",
-            where=f"Kafka at {asked}, advertised as {', '.join(advertised)}",
-            remedy="check advertised.listeners and the rights of this user; both addresses must be reachable from here",
-        )
-    return KafkaError(
-        f"no broker answers: {_reason(error, settings)}",
-        where=f"Kafka at {asked}",
-        remedy="start it, correct -b HOST:PORT or -X security.protocol=..., or leave -b out for the embedded broker",
-    )
-
-
-def _reason(error: BaseException, settings: KafkaSettings) -> str:
-    if isinstance(error, TimeoutError):
-        return f"nothing within {settings.connect_timeout_s:g} s"
-    return str(error) or type(error).__name__
 
 
 async def _abandon(producer: Any) -> None:

@@ -20,10 +20,11 @@ from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
 
 from kcs.clock import NS_PER_MS
 from kcs.errors import KafkaError
+from kcs.kafka.client import CONNECT_ERRORS, Client, adopt
 from kcs.kafka.embedded import CLUSTER_ID_PREFIX
-from kcs.kafka.link import unreachable
 from kcs.kafka.quiet import calm
-from kcs.kafka.settings import KafkaSettings, client_options
+from kcs.kafka.refusals import broken_off, refusal
+from kcs.kafka.settings import KafkaSettings, client_options, parse_bootstrap
 
 FOREVER: Final = {"retention.ms": "-1"}
 _POLL_MS: Final = 1_000
@@ -157,24 +158,23 @@ def agreed(actual: Mapping[str, int], asked: Mapping[str, int]) -> dict[str, int
 async def admin_client(settings: KafkaSettings) -> AsyncIterator[Any]:
     """aiokafka's admin client, connected; its errors leave the block as KafkaError."""
     admin = AIOKafkaAdminClient(**client_options(settings))
+    client = adopt(admin._client, settings.connect_timeout_s)
     try:
-        await _started(settings, admin.start())
+        await _started(settings, client, admin.start())
         yield admin
-    except (ClientError, TimeoutError) as error:
-        raise KafkaError(
-            f"the broker does not do it: {error or type(error).__name__}", where=f"Kafka at {settings.bootstrap}"
-        ) from None
+    except (ClientError, OSError, TimeoutError) as error:
+        raise broken_off(settings, error, client.refusals, "the broker does not do it") from None
     finally:
         await admin.close()
 
 
-async def _started(settings: KafkaSettings, start: Any) -> None:
+async def _started(settings: KafkaSettings, client: Client, start: Any) -> None:
     calm()
     try:
-        async with asyncio.timeout(settings.connect_timeout_s):
+        async with asyncio.timeout(settings.connect_timeout_s * (len(parse_bootstrap(settings.bootstrap)) + 1)):
             await start
-    except (TimeoutError, ClientError, OSError) as error:
-        raise unreachable(settings, error, []) from None
+    except (*CONNECT_ERRORS, ClientError) as error:
+        raise refusal(settings, error, client.refusals, []) from None
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -259,12 +259,11 @@ async def consumer_client(settings: KafkaSettings) -> AsyncIterator[Any]:
         auto_offset_reset="earliest",
         fetch_max_wait_ms=_FETCH_WAIT_MS,
     )
+    client = adopt(consumer._client, settings.connect_timeout_s)
     try:
-        await _started(settings, consumer.start())
+        await _started(settings, client, consumer.start())
         yield consumer
-    except (ClientError, TimeoutError) as error:
-        raise KafkaError(
-            f"it cannot be read: {error or type(error).__name__}", where=f"Kafka at {settings.bootstrap}"
-        ) from None
+    except (ClientError, OSError, TimeoutError) as error:
+        raise broken_off(settings, error, client.refusals, "it cannot be read") from None
     finally:
         await consumer.stop()
