@@ -183,6 +183,7 @@ def _gap_json(gap: Gap) -> dict[str, Any]:
         "cause": gap.cause,
         "markets": gap.markets,
         "frames": gap.frames,
+        "covered_by": gap.covered_by,
     }
 
 
@@ -206,7 +207,8 @@ def _venue_rows(verdict: Verdict) -> list[tuple[str, str]]:
         markets = ", ".join(gap.markets[:_GAPS_SHOWN]) or "all markets"
         frames = "an unknown number of" if gap.frames is None else f"{gap.frames:,}"
         when = f"{utc(gap.from_ns)} to {utc(gap.to_ns)}"
-        rows.append(("gap", f"stream {gap.stream}, {when}, {gap.cause}: {markets}, {frames} frames"))
+        covered = "" if gap.covered_by is None else f"; stream {gap.covered_by} delivered all the while"
+        rows.append(("gap", f"stream {gap.stream}, {when}, {gap.cause}: {markets}, {frames} frames{covered}"))
     if verdict.ledger.gaps > _GAPS_SHOWN:
         rows.append(("gap", f"and {verdict.ledger.gaps - _GAPS_SHOWN:,} more"))
     return rows
