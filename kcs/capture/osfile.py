@@ -76,6 +76,32 @@ def create_locked(path: Path) -> int:
     return fd
 
 
+def lock_existing(path: Path) -> int:
+    """An existing file for reading and writing under an exclusive lock; its descriptor.
+
+    Raises `CaptureBusyError` while its writer lives or another process seals it, `CaptureWriteError` where the system
+    refuses, `CaptureError` when it is gone.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as exc:
+        raise CaptureError("it is gone", where=str(path)) from exc
+    except OSError as exc:
+        raise write_error(exc, path, "open it for sealing") from exc
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = not _is_at(fd, path)
+    except BlockingIOError:
+        taken = True
+    except OSError as exc:
+        os.close(fd)
+        raise write_error(exc, path, "lock it") from exc
+    if taken:
+        os.close(fd)
+        raise _busy(path)
+    return fd
+
+
 def remove_stale(path: Path) -> None:
     """Unlink what a dead process left at `path`, if anything, and never a file that somebody writes.
 

@@ -98,6 +98,22 @@ class CaptureFile:
             self.discard()
             raise
 
+    @classmethod
+    def adopt(cls, fd: int, size: int, path: Path, final: Path, header: CaptureHeader) -> CaptureFile:
+        """A dead writer's file of `size` bytes, locked: `keep` names its chunks, `cut` its end, `seal` finishes it."""
+        file = cls.__new__(cls)
+        file.path = path
+        file.final = final
+        file.header = header
+        file.tally = Tally()
+        file.end = size
+        file._entries = bytearray()
+        file._compress = compressor(3).compress
+        file._fsync = False
+        file._unsynced = 0
+        file._fd = fd
+        return file
+
     @property
     def open(self) -> bool:
         """False after `seal` or `abandon`."""
@@ -133,6 +149,31 @@ class CaptureFile:
         self._append(meta, stored)
         for batch in batches:
             self.tally.add_read(batch)
+
+    def keep(self, offset: int, meta: ChunkMeta, batches: Iterable[Sequence[RawRecord]]) -> None:
+        """A chunk that stands at `offset` of an adopted file; `batches` are its records, for the summary."""
+        if self.tally.chunks == INDEX_ENTRIES_MAX:
+            raise CaptureWriteError(f"it has more than {INDEX_ENTRIES_MAX} chunks", where=str(self.path))
+        self._entries += pack_entry(offset, meta)
+        self.tally.add_chunk(meta)
+        for batch in batches:
+            self.tally.add_read(batch)
+
+    def cut(self, end: int) -> None:
+        """Take away what lies behind `end`; the index goes there. Raises `CaptureWriteError`."""
+        self.end = end
+        try:
+            os.ftruncate(self._fd, end)
+            os.lseek(self._fd, end, os.SEEK_SET)
+        except OSError as exc:
+            raise write_error(exc, self.path, "cut its torn end") from exc
+
+    def sync(self) -> None:
+        """Make what was written last. Raises `CaptureWriteError`."""
+        try:
+            os.fsync(self._fd)
+        except OSError as exc:
+            raise write_error(exc, self.path, "sync it") from exc
 
     def write_content(self, first_number: int, records: int, raw: bytes, first_ns: int, last_ns: int) -> None:
         """A chunk of this content; its records are not counted, the seal needs a summary made elsewhere."""

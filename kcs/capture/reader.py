@@ -209,6 +209,11 @@ class CaptureReader:
     # ------------------------------------------------------------ info
 
     @property
+    def start(self) -> int:
+        """Offset of the first chunk, or of where it would be."""
+        return self._identity.start
+
+    @property
     def next_number(self) -> int | None:
         """The number after the last record that the file ever held; known of sealed files only."""
         index = self._identity.index

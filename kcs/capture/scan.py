@@ -29,12 +29,13 @@ from kcs.capture.format import (
     Trailer,
     check_index_head,
     decode_descriptor,
+    decode_json,
     decode_trailer,
     encode_descriptor,
     iter_entries,
 )
 from kcs.capture.records import salvage
-from kcs.capture.tally import Damage
+from kcs.capture.tally import Damage, Summary
 
 ENTRIES_BLOCK: Final = 4096 * ENTRY_BYTES
 """Index entries are read in blocks of this size."""
@@ -96,10 +97,11 @@ class RawFile:
 class Index:
     """The index of a sealed file, read on demand. `find_index` makes it; its trailer has been verified."""
 
-    __slots__ = ("_entries_end", "_entries_start", "_file", "trailer")
+    __slots__ = ("_entries_end", "_entries_start", "_file", "_left_out", "trailer")
 
     def __init__(self, file: RawFile, trailer: Trailer) -> None:
         self._file = file
+        self._left_out: list[tuple[int, int]] | None = None
         self.trailer = trailer
         self._entries_start = trailer.index_offset + INDEX_HEAD_BYTES
         self._entries_end = self._entries_start + trailer.entries * ENTRY_BYTES
@@ -115,6 +117,19 @@ class Index:
         if crc32(data) != self.trailer.summary_crc:
             raise Malformed("the summary's checksum does not match")
         return data
+
+    def leaves_out(self, start: int, end: int) -> bool:
+        """Whether the summary names all bytes from `start` to `end` as damage: a seal in place leaves that where it is."""
+        if self._left_out is None:
+            try:
+                recovered = decode_json(self.summary(), Summary).recovered
+            except Malformed:
+                recovered = ()
+            self._left_out = sorted((damage.offset, damage.offset + damage.length) for damage in recovered)
+        for first, last in self._left_out:
+            if first <= start:
+                start = max(start, last)
+        return start >= end
 
     def check_entries(self) -> None:
         """Raises `Malformed` when the entries' checksum does not match."""
@@ -169,14 +184,17 @@ class Walker:
             index.check_entries()
             for offset, meta in index.entries():
                 end = offset + DESCRIPTOR_BYTES + meta.stored_bytes
-                if offset != position or meta.first_number < number or end > index.offset:
+                if offset < position or meta.first_number < number or end > index.offset:
+                    raise Malformed("an index entry does not follow the one before")
+                if offset != position and not index.leaves_out(position, offset):
                     raise Malformed("an index entry does not follow the one before")
                 if wanted is None or wanted(meta):
                     chunk = self._indexed(offset, meta)
                     if chunk is not None:
                         yield chunk
                 position, number = end, meta.next_number
-            if position != index.offset or number > index.trailer.next_number:
+            covered = position == index.offset or (position < index.offset and index.leaves_out(position, index.offset))
+            if not covered or number > index.trailer.next_number:
                 raise Malformed("the index entries do not cover the file")
         except Malformed as exc:
             self._on_damage(Damage(index.offset, self._file.size - index.offset, str(exc), 0))
