@@ -119,7 +119,7 @@ class Index:
         return data
 
     def leaves_out(self, start: int, end: int) -> bool:
-        """Whether the summary names all bytes from `start` to `end` as damage: a seal in place leaves that where it is."""
+        """Whether the summary names all bytes from `start` to `end` as damage: a seal in place leaves that there."""
         if self._left_out is None:
             try:
                 recovered = decode_json(self.summary(), Summary).recovered
