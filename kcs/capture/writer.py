@@ -218,6 +218,11 @@ class CaptureWriter:
         ended, self._first = self._first, 0
         self._give(NextFile(header, ended))
 
+    def written_bytes(self) -> int:
+        """Where in the current file the next chunk will begin; 0 while the file is not there. For `CaptureTail`."""
+        file = self._worker.file
+        return file.end if file.header.capture_id == self._header.capture_id else 0
+
     def unwritten(self, from_number: int = 0) -> list[RawRecord]:
         """Records of the current file that may not be on disk yet, in order; for whoever follows the capture.
 

@@ -1,10 +1,13 @@
 """A live run of one exchange: connections, capture, pipeline and sink, from the first record to the seal.
 
 `Collector(...).run()` opens the capture, connects every stream, and goes on until `request_stop` (a signal, or the
-duration), a capture that cannot be written, or a defect. Then: close the websockets cleanly, seal in a thread while the
-sink drains for at most `drain_s`, write receipts, settle the ledger. A second `request_stop` skips what is still
-waited for. What happened is in the `CollectorResult`; the exit code is the caller's to decide. The sink is the
-caller's to open before and to close after.
+duration), a capture that cannot be written, or a defect. Then: close the websockets cleanly, seal in a thread while
+delivery catches up and the sink drains, both for at most `drain_s`, write receipts, settle the ledger. A second
+`request_stop` skips what is still waited for. What happened is in the `CollectorResult`; the exit code is the caller's
+to decide. The sink is the caller's to open before and to close after.
+
+With `prepare` the run captures from the first frame on while `prepare` makes the sink ready (opens it when the broker
+comes back, delivers what earlier runs left); then delivery follows from the first frame.
 
 Raises CaptureBusyError and CaptureWriteError when the capture cannot be begun, ConfigError for a URL or proxy that
 cannot be used, and, after sealing, whatever defect ended the run. Everything runs on one event loop.
@@ -13,7 +16,7 @@ cannot be used, and, after sealing, whatever defect ended the run. Everything ru
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -23,21 +26,24 @@ import kcs
 from kcs.capture.format import CaptureHeader
 from kcs.capture.writer import CaptureWriter, SealedCapture, WriterSettings
 from kcs.clock import NS_PER_S, Clock
-from kcs.errors import CaptureWriteError, KafkaError, LedgerError
+from kcs.errors import CaptureWriteError, KcsError, LedgerError
 from kcs.exchanges.base import Subscription, Venue
 from kcs.live.backoff import ConnectPace
 from kcs.live.previous import last_record_ns
 from kcs.live.receipt import DeliveryInfo
-from kcs.live.recorder import CaptureResult, Recorder
+from kcs.live.recorder import CaptureResult, Lag, Recorder
 from kcs.live.session import Session, SessionSettings
 from kcs.live.slot import Dial, Slot
 from kcs.live.transport import Dialer, TransportSettings
 from kcs.pipeline import Pipeline
-from kcs.sink import Sink
+from kcs.sink import NullSink, Sink
 from kcs.stats import Ledger
 
 Log = Callable[[str, str], None]
 """log(level, text); level is `info`, `warning` or `error`."""
+
+Prepare = Callable[[], Awaitable[DeliveryInfo | None]]
+"""Makes the sink ready while the run captures already; what is known of the delivery then (None: as given before)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +78,10 @@ class CollectorResult:
     """Records of any kind that were taken and never reached the disk; 0 unless the capture failed."""
     seconds: float
     behind: bool
+    """Delivery did not come to the capture's end."""
+    catch_ups: int
     drained: bool
-    """False when records were still in flight after `drain_s`, or the sink broke down."""
+    """False when delivery is behind, records were still in flight after `drain_s`, or the sink broke down."""
     gaps: int
     reconnects: int
     connect_failures: Mapping[str, int]
@@ -83,7 +91,7 @@ class CollectorResult:
     @property
     def digest(self) -> str | None:
         """The run's digest: of its one whole capture; None when rotated, behind or failed."""
-        return self.captures[0].digest if len(self.captures) == 1 else None
+        return self.captures[0].digest if len(self.captures) == 1 and not self.behind else None
 
 
 class Collector:
@@ -99,11 +107,11 @@ class Collector:
         rng: Random,
         log: Log,
         delivery: DeliveryInfo | None = None,
+        prepare: Prepare | None = None,
         dial: Dial | None = None,
     ) -> None:
         self.venue = venue
         self.settings = settings
-        self.ledger = Ledger()
         self._sink = sink
         self._clock = clock
         self._rng = rng
@@ -112,7 +120,9 @@ class Collector:
         self._url = settings.url or venue.url
         limited = replace(settings.transport, frame_bytes_max=venue.limits.frame_bytes_max)
         self._dial: Dial = dial or Dialer(self._url, clock, limited).dial
-        self._pipeline = Pipeline(venue.name, venue.adapter(), sink, self.ledger)
+        self._prepare = prepare
+        self._pipeline = Pipeline(venue.name, venue.adapter(), NullSink() if prepare else sink, Ledger())
+        self._recorder: Recorder | None = None
         self._slots: list[Slot] = []
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
@@ -120,6 +130,8 @@ class Collector:
         self._stopped_by = "request"
         self._signal: int | None = None
         self._defect: BaseException | None = None
+        self._delivering: asyncio.Task[None] | None = None
+        self._final = Ledger()
         self._drained = False
 
     # What the caller may do while it runs.
@@ -131,6 +143,16 @@ class Collector:
             return
         self._signal = signal_number
         self._end("signal" if signal_number is not None else "request")
+
+    @property
+    def ledger(self) -> Ledger:
+        """The counts so far."""
+        return Ledger() if self._recorder is None else self._recorder.ledger()
+
+    @property
+    def lag(self) -> Lag | None:
+        """How far delivery is behind the capture; None while it is not."""
+        return None if self._recorder is None else self._recorder.lag(self._clock.now_ns())
 
     @property
     def sessions(self) -> tuple[Session, ...]:
@@ -146,7 +168,10 @@ class Collector:
         started_ns = self._clock.now_ns()
         recorder = self._begin(started_ns)
         ticking = asyncio.create_task(self._tick_forever(recorder))
-        ticking.add_done_callback(self._ticking_ended)
+        ticking.add_done_callback(self._task_ended)
+        if self._prepare is not None:
+            self._delivering = asyncio.create_task(self._make_ready(recorder, self._prepare))
+            self._delivering.add_done_callback(self._task_ended)
         timer = self._arm_duration()
         try:
             for slot in self._slots:
@@ -161,7 +186,7 @@ class Collector:
         return self._result(recorder, sealed, started_ns)
 
     def tick(self, recorder: Recorder, now_ns: int) -> None:
-        """One beat: timers of the sessions, rotation, then the recorder's own."""
+        """One beat: timers of the sessions, rotation, then the recorder's own, and delivery where it is behind."""
         for slot in self._slots:
             slot.tick(now_ns)
         if recorder.rotation_due(now_ns):
@@ -170,6 +195,7 @@ class Collector:
         recorder.tick(now_ns)
         if recorder.failure is not None:
             self._end("capture")
+        self._follow(recorder)
 
     # Beginning.
 
@@ -196,10 +222,14 @@ class Collector:
             self._sink,
             self._clock,
             self._log,
+            fork=lambda pipeline: pipeline.fork(venue.adapter()),
+            fresh=lambda sink: Pipeline(venue.name, venue.adapter(), sink, Ledger()),
             delivery=self._delivery,
             anchor_every_ns=int(settings.anchor_every_s * NS_PER_S),
             fsync=settings.writer.fsync,
         )
+        if self._prepare is not None:
+            recorder.hold("the sink is not ready yet")
         recorder.begin(now_ns)
         pace = ConnectPace(venue.limits.connects_per_s)
         for stream, subscription in enumerate(settings.subscriptions):
@@ -256,16 +286,32 @@ class Collector:
     # While it runs.
 
     async def _tick_forever(self, recorder: Recorder) -> None:
+        every_ns = int(self.settings.tick_s * NS_PER_S)
+        due_ns = self._clock.monotonic_ns()
         while True:
+            recorder.late(self._clock.monotonic_ns() - due_ns)
             self.tick(recorder, self._clock.now_ns())
+            due_ns = self._clock.monotonic_ns() + every_ns
             await asyncio.sleep(self.settings.tick_s)
 
-    def _ticking_ended(self, task: asyncio.Task[None]) -> None:
+    async def _make_ready(self, recorder: Recorder, prepare: Prepare) -> None:
+        delivery = await prepare()
+        recorder.release(delivery or self._delivery)
+        await recorder.follow()
+
+    def _follow(self, recorder: Recorder) -> None:
+        """Deliver from the capture while the run is behind."""
+        if recorder.followable and (self._delivering is None or self._delivering.done()):
+            self._delivering = asyncio.create_task(recorder.follow())
+            self._delivering.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._crashed(error)
 
     def _capture_failed(self, error: CaptureWriteError) -> None:
+        assert self._recorder is not None, "no writer fails before there is one"
         self._recorder.fail(error)
         self._end("capture")
 
@@ -296,11 +342,13 @@ class Collector:
             except LedgerError as error:  # a defect: what is captured is sealed all the same, then it is raised
                 self._crashed(error)
         recorder.finish()
-        sealed, self._drained = await asyncio.gather(self._seal(recorder, now_ns), self._drain())
-        self.ledger.settle(self._sink.acked, self._sink.failed)
-        self.ledger.unwritten = recorder.records_lost
+        sealed, self._drained = await asyncio.gather(self._seal(recorder, now_ns), self._deliver_rest(recorder))
+        self._final = recorder.ledger()
+        self._final.settle(self._sink.acked, self._sink.failed)
+        self._final.unwritten = recorder.records_lost
         if self._defect is None:  # a frame may have been captured and not fed: no file of this run is vouched for
             recorder.write_receipts()
+        recorder.close()
         return sealed
 
     async def _close_connections(self) -> None:
@@ -316,19 +364,28 @@ class Collector:
     async def _seal(self, recorder: Recorder, now_ns: int) -> list[SealedCapture]:
         return await asyncio.to_thread(recorder.close_writer, now_ns)
 
-    async def _drain(self) -> bool:
-        drained = asyncio.ensure_future(self._sink.drain())
-        done = await self._unless_forced(drained, self.settings.drain_s)
+    async def _deliver_rest(self, recorder: Recorder) -> bool:
+        """Catch up and drain within `drain_s`. False when something is left to deliver."""
+        work = asyncio.ensure_future(self._catch_up_and_drain(recorder))
+        done = await self._unless_forced(work, self.settings.drain_s)
         if not done:
+            await asyncio.wait([work])
             waited = "asked not to wait" if self._force.is_set() else f"waited {self.settings.drain_s:g} s"
-            self._log("warning", f"records are still in flight: {waited} for their acks")
+            left = "delivery is still behind" if recorder.behind else "records are still in flight"
+            self._log("warning", f"{left}: {waited}; what is missing is delivered by the next start")
             return False
-        try:
-            drained.result()
-        except KafkaError as error:
+        error = work.exception()
+        if isinstance(error, KcsError):
             self._log("error", f"the sink broke down: {error}")
-            return False
-        return True
+        elif error is not None:
+            self._crashed(error)
+        return error is None and not recorder.behind
+
+    async def _catch_up_and_drain(self, recorder: Recorder) -> None:
+        self._follow(recorder)
+        if self._delivering is not None:
+            await self._delivering
+        await self._sink.drain()
 
     async def _unless_forced(self, work: Any, within_s: float, *, force: bool = True) -> bool:
         """Run `work` until it is done, time is up, or (with `force`) a second stop comes. True when it is done."""
@@ -352,7 +409,7 @@ class Collector:
         spoken = {market for session in sessions for market in session.markets}
         silent = dict.fromkeys(name for session in sessions for name in session.silent_markets(now_ns))
         return CollectorResult(
-            ledger=self.ledger,
+            ledger=self._final,
             captures=tuple(recorder.results(sealed)),
             stopped_by=self._stopped_by,
             signal=self._signal,
@@ -360,6 +417,7 @@ class Collector:
             records_lost=recorder.records_lost,
             seconds=(now_ns - started_ns) / NS_PER_S,
             behind=recorder.behind,
+            catch_ups=recorder.catch_ups,
             drained=self._drained,
             gaps=sum(session.gaps for session in sessions),
             reconnects=sum(max(0, session.opens - 1) for session in sessions),

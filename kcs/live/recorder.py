@@ -1,21 +1,27 @@
 """Capture and pipeline in lock step: every record goes first to the writer, then to the pipeline, under one number.
 
 Contract: `frame`, `control` and `sent` are the only ways a record comes into being in a live run, so the numbers of
-both sides agree (checked on each tick). A frame costs one append and one feed; nothing is awaited. When the sink is
-full the run *falls behind*: capture goes on, the pipeline is fed no more (a hole in what it knows would make every
-later record doubtful), frames are counted as `behind`, and `kcs replay` delivers them from the capture. When the
-capture fails nothing more is fed: what is not captured is not produced. Owned by one loop, not thread-safe.
+both sides agree (checked on each tick). A frame costs one append and one feed; nothing is awaited. The pipeline is
+always at the present: what it knows is what a rotated file begins with, and what the sessions are told.
+
+DIRECT: what the pipeline makes goes to the sink. CATCHING UP: the sink is full, the loop is late, or the sink is not
+ready yet (`hold`, `release`): the pipeline is muted, and a fork of it follows the capture (kcs/live/follower.py),
+driven by `follow`, until it meets the present. Frames that wait for that are `behind` in the ledger. When the capture
+fails nothing more is fed: what is not captured is not produced. Owned by one loop, not thread-safe.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from kcs.capture.writer import CaptureWriter, SealedCapture
-from kcs.clock import Clock
-from kcs.errors import CaptureWriteError, LedgerError
+from kcs.clock import NS_PER_MS, NS_PER_S, Clock
+from kcs.errors import CaptureError, CaptureWriteError, KafkaError, LedgerError
+from kcs.live.follower import Follower, State
 from kcs.live.receipt import DeliveryInfo, base_name, write_delivery, write_receipt
 from kcs.model import ClockFields, Fields, Kind, OpenFields
 from kcs.pipeline import Pipeline
@@ -26,6 +32,13 @@ _OPEN = int(Kind.OPEN)
 _SENT = int(Kind.SENT)
 _CLOCK = int(Kind.CLOCK)
 _STATE = int(Kind.STATE)
+
+LATE_NS: Final = 100 * NS_PER_MS
+"""A loop that is later than this has more to do than it can: capturing goes first."""
+_DISK_S: Final = 0.005
+_FAULT_S: Final = 1.0
+_TOLD_AFTER_NS: Final = NS_PER_S
+"""A run that is behind for less does not say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +64,26 @@ class _File:
     path: Path
     capture_id: bytes
     digest: str | None = None
-    records: int = 0
+    ended: int | None = None
+    """How many records it holds; None while it is written."""
     produced: int = 0
+    """Records that it became."""
     receipt: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far delivery is behind the capture: frames, and the age of the last record that was fed (None: none yet)."""
+
+    frames: int
+    seconds: float | None
+
+
 class Recorder:
-    """See the module docstring. `log(level, text)` is told once of falling behind and of a failed capture."""
+    """See the module docstring. `log(level, text)` is told of falling behind, catching up and a failed capture.
+
+    `fork` makes a second pipeline out of the first, with an adapter of its own; `fresh` one that knows nothing yet.
+    """
 
     def __init__(
         self,
@@ -67,6 +93,8 @@ class Recorder:
         clock: Clock,
         log: Callable[[str, str], None],
         *,
+        fork: Callable[[Pipeline], Pipeline],
+        fresh: Callable[[Sink], Pipeline],
         delivery: DeliveryInfo | None = None,
         anchor_every_ns: int,
         fsync: bool = False,
@@ -79,6 +107,8 @@ class Recorder:
         self._sink = sink
         self._clock = clock
         self._log = log
+        self._fork = fork
+        self._fresh = fresh
         self._delivery = delivery
         self._fsync = fsync
         self._anchor_every_ns = anchor_every_ns
@@ -86,29 +116,144 @@ class Recorder:
         self._files: list[_File] = []
         self._unreceipted: list[_File] = []
         """Finished files whose records are not all acknowledged yet: all that a tick looks at."""
-        self._produced_before = 0
-        self._feeding = True
-        self._behind = False
+        self._direct = True
+        self._follower: Follower | None = None
+        self._late = False
+        self._unreadable = False
+        self._behind_since_ns = 0
+        self._told = False
+        self._why = ""
+        self.catch_ups = 0
+        """How often the run met the present again."""
         self.failure: CaptureWriteError | None = None
         """Why the capture failed; nothing is recorded from then on."""
 
+    # DIRECT and CATCHING UP.
+
     @property
     def behind(self) -> bool:
-        """True once the sink was full: the rest of the run is captured only."""
-        return self._behind
+        """CATCHING UP: what arrives is captured, and delivered later."""
+        return not self._direct
+
+    @property
+    def followable(self) -> bool:
+        """`follow` has something to do: the run is behind, not held, and its capture can be read."""
+        return self._follower is not None and not self._unreadable
+
+    def lag(self, now_ns: int) -> Lag | None:
+        """How far behind the run is; None while it is DIRECT."""
+        if self._direct:
+            return None
+        at_ns = self._follower.at_ns if self._follower is not None else None
+        since_ns = self._behind_since_ns if at_ns is None else at_ns
+        return Lag(self.ledger().behind, max(0, now_ns - since_ns) / NS_PER_S)
+
+    def ledger(self) -> Ledger:
+        """The counts of the run: what was received and captured, and what of it was fed to the sink."""
+        if self._direct:
+            return self._ledger
+        ledger = self._follower.pipeline.ledger.copy() if self._follower is not None else Ledger()
+        present = self._ledger
+        ledger.received, ledger.captured, ledger.uncaptured = present.received, present.captured, present.uncaptured
+        fed = ledger.parsed + sum(ledger.ignored.values()) + sum(ledger.rejected.values())
+        ledger.behind = ledger.captured - fed
+        return ledger
+
+    def hold(self, why: str) -> None:
+        """Before `begin`: the sink is not ready. Capture from the first record on, deliver after `release`."""
+        self._leave(why, self._clock.now_ns())
+        self._pipeline.mute()
+
+    def release(self, delivery: DeliveryInfo | None) -> None:
+        """The sink is ready: follow the run from its first record. `delivery` replaces what was said of it."""
+        self._delivery = delivery
+        for file in self._files:
+            self._write_delivery(file)
+            if file.digest is not None and delivery is not None and file not in self._unreceipted:
+                self._unreceipted.append(file)
+        pipeline = self._fresh(self._sink)
+        pipeline.start(self._files[0].capture_id)
+        self._follower = Follower(pipeline, self._sink, self._writer, self._files, 0)
+
+    def late(self, lag_ns: int) -> None:
+        """How late the loop is; told on every tick."""
+        self._late = lag_ns > LATE_NS
+        if self._late and self._direct and self.failure is None and self._files:
+            self._fall_behind(f"the event loop is {lag_ns / NS_PER_MS:.0f} ms late")
+        if self._follower is not None:
+            self._follower.late = self._late
+
+    async def follow(self) -> None:
+        """Feed the sink from the capture until the run is at the present. May be cancelled: what was fed stays fed.
+
+        It also ends where a failed capture ends, or one that the disk does not give back. Raises LedgerError.
+        """
+        while (follower := self._follower) is not None:
+            try:
+                state = follower.step(from_memory=self.failure is None)
+            except CaptureError as error:
+                self._unreadable = True
+                self._log("error", f"delivery stops, capturing goes on: {error}")
+                return
+            if state is State.FULL:
+                await self._room()
+            elif state is State.DISK:
+                if self.failure is not None and self._files[-1].ended is not None:
+                    return
+                await asyncio.sleep(_DISK_S)
+            elif state is State.MET and not self._late and not self._sink.full:
+                self._meet(follower)
+            else:
+                await asyncio.sleep(0)
+
+    async def _room(self) -> None:
+        try:
+            await self._sink.room()
+        except KafkaError as error:  # a partition that cannot go on before somebody acts: capturing can
+            self._tell(f"Kafka takes nothing: {error}")
+            await asyncio.sleep(_FAULT_S)
+
+    def _leave(self, why: str, now_ns: int) -> None:
+        self._direct = False
+        self._behind_since_ns = now_ns
+        self._why = why
+        self._told = False
+
+    def _fall_behind(self, why: str) -> None:
+        """From the next record to be fed on: mute the present, follow with a fork."""
+        self._leave(why, self._clock.now_ns())
+        pipeline = self._fork(self._pipeline)
+        self._pipeline.mute()
+        self._follower = Follower(pipeline, self._sink, self._writer, self._files, len(self._files) - 1)
+
+    def _meet(self, follower: Follower) -> None:
+        """Everything was fed: one synchronous step back to DIRECT."""
+        difference = self._pipeline.difference(follower.pipeline)
+        if difference is not None:
+            raise LedgerError(f"live and its own capture do not agree: {difference}", where=str(self._writer.path))
+        follower.close()
+        self._follower = None
+        self._direct = True
+        self._pipeline.unmute(self._sink)
+        self.catch_ups += 1
+        if self._told:
+            took_s = (self._clock.now_ns() - self._behind_since_ns) / NS_PER_S
+            self._log("info", f"caught up after {took_s:.1f} s: {follower.frames:,} frames from the capture")
+
+    def _tell(self, text: str) -> None:
+        if not self._told:
+            self._told = True
+            self._log("warning", f"{text}; capturing goes on, delivery follows from the capture")
+
+    # What is recorded.
 
     def begin(self, now_ns: int) -> None:
         """The first record of a file: tell the sink, write the delivery file, anchor the clock."""
         writer = self._writer
         sealed = writer.path.with_name(base_name(writer.path) + ".zst")
         self._files.append(_File(sealed, writer.capture_id))
-        self._produced_before = self._ledger.produced
         self._pipeline.start(writer.capture_id)
-        if self._delivery is not None and not self._behind:
-            try:
-                write_delivery(sealed, writer.capture_id, self._delivery, fsync=self._fsync)
-            except CaptureWriteError as error:
-                self.fail(error)
+        self._write_delivery(self._files[-1])
         self.anchor(now_ns)
 
     def frame(self, kind: int, stream: int, recv_ns: int, payload: bytes) -> None:
@@ -120,18 +265,16 @@ class Recorder:
             return
         self._append(kind, stream, recv_ns, payload)
         ledger.captured += 1
-        if self._feeding and not self._sink.full:
-            self._feed(stream, recv_ns, payload)
-        else:
-            self._not_fed()
+        if self._direct and self._sink.full:
+            self._fall_behind("Kafka does not keep up")
+        self._feed(stream, recv_ns, payload)
 
     def control(self, kind: int, stream: int, recv_ns: int, fields: Fields, payload: bytes = b"") -> None:
         """One record of any other kind that has fields."""
         if self.failure is not None:
             return
         self._writer.append_fields(kind, stream, recv_ns, fields, payload)
-        if self._feeding:
-            self._pipeline.control(kind, stream, recv_ns, fields, payload)
+        self._pipeline.control(kind, stream, recv_ns, fields, payload)
 
     def sent(self, stream: int, recv_ns: int, text: str) -> None:
         """A text message that we sent."""
@@ -139,8 +282,7 @@ class Recorder:
             return
         payload = text.encode()
         self._writer.append(_SENT, stream, recv_ns, payload)
-        if self._feeding:
-            self._pipeline.control(_SENT, stream, recv_ns, None, payload)
+        self._pipeline.control(_SENT, stream, recv_ns, None, payload)
 
     def anchor(self, now_ns: int) -> None:
         """A clock record: how the capture's time relates to the wall clock now."""
@@ -149,23 +291,22 @@ class Recorder:
 
     def tick(self, now_ns: int) -> None:
         """Every 50 ms: hand the open chunk on, anchor the clock, write the receipts that have become true."""
-        if self._feeding and self._writer.number != self._pipeline.number:
+        if self.failure is None and self._writer.number != self._pipeline.number:
             told = f"capture is at record {self._writer.number}, the pipeline at {self._pipeline.number}"
             raise LedgerError(told, where=str(self._writer.path))
         if now_ns >= self._anchor_due_ns:
             self.anchor(now_ns)
         self._writer.tick(now_ns)
         self.write_receipts()
+        if not self._direct and not self._told and now_ns - self._behind_since_ns >= _TOLD_AFTER_NS:
+            self._tell(self._why)
 
     def rotation_due(self, now_ns: int) -> bool:
         """Is it time for the next file?"""
         return self.failure is None and self._writer.rotation_due(now_ns)
 
     def rotate(self, now_ns: int, continued: Sequence[tuple[int, OpenFields]]) -> None:
-        """Finish this file and begin the next, which stands alone: open streams and parser state come first.
-
-        A run that is behind has no state of the present to save; its files begin without.
-        """
+        """Finish this file and begin the next, which stands alone: open streams and parser state come first."""
         self._finish_file()
         self._writer.rotate(now_ns)
         if self._writer.failed is not None:
@@ -174,9 +315,8 @@ class Recorder:
         self.begin(now_ns)
         for stream, fields in continued:
             self.control(_OPEN, stream, now_ns, fields)
-        if self._feeding:
-            for stream, state, payload in self._pipeline.save():
-                self.control(_STATE, stream, now_ns, state, payload)
+        for stream, state, payload in self._pipeline.save():
+            self.control(_STATE, stream, now_ns, state, payload)
 
     def finish(self) -> None:
         """No record follows. `close_writer` and `results` come next."""
@@ -189,7 +329,7 @@ class Recorder:
             self.fail(self._writer.failed)
         held = {capture.capture_id: capture.records for capture in sealed}
         for file in self._files:
-            if held.get(file.capture_id) != file.records:
+            if held.get(file.capture_id) != file.ended:
                 file.digest = None  # the disk failed after it was finished: it holds less than was produced from it
         return sealed
 
@@ -248,26 +388,26 @@ class Recorder:
         """The capture cannot go on: the run stops, loudly."""
         if self.failure is None:
             self.failure = error
-            self._feeding = False
             self._log("error", f"the capture failed, stopping: {error}")
+
+    def close(self) -> None:
+        """Let go of what `follow` reads; after the last of it."""
+        if self._follower is not None:
+            self._follower.close()
+
+    def _write_delivery(self, file: _File) -> None:
+        if self._delivery is None:
+            return
+        try:
+            write_delivery(file.path, file.capture_id, self._delivery, fsync=self._fsync)
+        except CaptureWriteError as error:
+            self.fail(error)
 
     def _finish_file(self) -> None:
         file = self._files[-1]
-        file.records = self._writer.number
-        file.produced = self._ledger.produced - self._produced_before
-        if self._feeding:
+        file.ended = self._writer.number
+        file.produced = self._pipeline.records
+        if self.failure is None:
             file.digest = self._pipeline.digest()
             if self._delivery is not None:
                 self._unreceipted.append(file)
-
-    def _not_fed(self) -> None:
-        self._ledger.behind += 1
-        if self._behind:
-            return
-        self._behind = True
-        self._feeding = False
-        self._log(
-            "error",
-            "Kafka does not keep up: from here on this run only captures; "
-            "`kcs replay --topic '{channel}.{exchange}'` delivers the capture afterwards",
-        )

@@ -55,7 +55,8 @@ class TestSink:
     def __init__(self, *, hold: bool = False) -> None:
         self.acked = 0
         self.failed = 0
-        self.full = False
+        self._room = asyncio.Event()
+        self._room.set()
         self.hold = hold
         self.fault: KafkaError | None = None
         self.values: dict[bytes, list[tuple[str, str, bytes]]] = {}
@@ -64,12 +65,20 @@ class TestSink:
         self._held = asyncio.Event()
 
     @property
+    def full(self) -> bool:
+        return not self._room.is_set()
+
+    @full.setter
+    def full(self, full: bool) -> None:
+        self._room.clear() if full else self._room.set()
+
+    @property
     def all(self) -> list[tuple[str, str, bytes]]:
         return [item for values in self.values.values() for item in values]
 
     def start(self, capture_id: bytes) -> None:
         self._current = capture_id
-        self.values[capture_id] = []
+        self.values.setdefault(capture_id, [])
 
     def route(self, channel: str, exchange: str, key: str) -> tuple[str, str]:
         return channel, key
@@ -94,7 +103,7 @@ class TestSink:
         self._held.set()
 
     async def room(self) -> None:
-        raise AssertionError("live never waits for room")
+        await self._room.wait()
 
     async def drain(self) -> None:
         if self.fault is not None:
@@ -150,7 +159,9 @@ class Rig:
 
         return _Serving(self, handler)
 
-    def start(self, *, delivery: bool = False, seed: int = 1, dial: Any = None, **changes: Any) -> Collector:
+    def start(
+        self, *, delivery: bool = False, seed: int = 1, dial: Any = None, prepare: Any = None, **changes: Any
+    ) -> Collector:
         self.sink = self.sink or TestSink()
         settings = CollectorSettings(
             directory=self.directory,
@@ -169,6 +180,7 @@ class Rig:
             rng=random.Random(seed),
             log=lambda level, text: self.logs.append((level, text)),
             delivery=self.sink.delivery() if delivery else None,
+            prepare=prepare,
             dial=dial,
         )
         self.running = asyncio.create_task(self.collector.run())

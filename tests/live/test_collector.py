@@ -23,7 +23,7 @@ from kcs.live.collector import Collector
 from kcs.live.recorder import Recorder
 from kcs.live.session import Phase
 from kcs.model import GapFields, Kind, OpenFields, Record
-from kcs.sink import NullSink
+from kcs.sink import RECORD_SCHEMA_VERSION, NullSink
 from tests.live.rig import LOOPS, Rig, Script, TestSink, files, kinds, read, replayed, trade, until
 from tests.live.support import START_NS, make_subscription, make_venue
 
@@ -468,63 +468,7 @@ def _sends(count: int) -> Script:
     return script
 
 
-# ---------------------------------------------------------------- falling behind, failing
-
-
-def test_a_full_sink_stops_the_feeding_not_the_capture(tmp_path: Path) -> None:
-    async def run() -> None:
-        more = asyncio.Event()
-        rig = Rig(tmp_path)
-        rig.sink = TestSink()
-
-        async def script(websocket: ServerConnection, number: int) -> None:
-            for index in range(10):
-                await websocket.send(trade(index))
-            await more.wait()
-            for index in range(10, 40):
-                await websocket.send(trade(index))
-            await quiet(websocket, number)
-
-        async with rig.serving(script):
-            rig.start(delivery=True)
-            await rig.received(10)
-            rig.sink.full = True
-            more.set()
-            await rig.received(20 + 20)
-            rig.sink.full = False  # room again: what the pipeline missed is missed
-            result = await rig.stop()
-        ledger = result.ledger
-        ledger.check()
-        assert (ledger.captured, ledger.parsed, ledger.behind) == (40, 10, 30)
-        assert result.behind
-        assert ledger.lost
-        assert result.digest is None
-        assert result.captures[0].receipt is None
-        assert len([level for level, text in rig.logs if "kcs replay" in text]) == 1
-        assert len([r for r in read(result.captures[0].path) if r.kind is Kind.BINARY]) == 40
-        assert replayed(result.captures[0].path)[2].parsed == 40
-
-    asyncio.run(run())
-
-
-def test_a_run_that_is_behind_still_rotates(tmp_path: Path) -> None:
-    async def run() -> None:
-        clock = VirtualClock(START_NS)
-        rig = Rig(tmp_path, clock=clock, writer=WriterSettings(threaded=False, age_max_ns=NS_PER_S))
-        rig.sink = TestSink()
-        rig.sink.full = True
-        async with rig.serving(_sends(3)):
-            rig.start(delivery=True)
-            await rig.received(3)
-            clock.advance(NS_PER_S)
-            await until(lambda: len(list(files(tmp_path, "*.zst"))) == 1)
-            result = await rig.stop()
-        assert [capture.digest for capture in result.captures] == [None, None]
-        assert kinds(result.captures[1].path) == ["CLOCK", "OPEN", "CLOSE"]
-        # Nothing of the second file is delivered, so it has no delivery file.
-        assert len(list(files(tmp_path, "*.delivery.json"))) == 1
-
-    asyncio.run(run())
+# ---------------------------------------------------------------- failing
 
 
 def test_a_disk_that_fails_ends_the_run_and_leaves_what_there_is(
@@ -854,7 +798,7 @@ def test_delivery_and_receipt(tmp_path: Path) -> None:
             "template": "{channel}.{exchange}",
             "headers": True,
             "partitions": {"gap.testex": 1, "trade.testex": 1},
-            "record_schema": 1,
+            "record_schema": RECORD_SCHEMA_VERSION,
         }
         assert capture.receipt == capture.path.with_name(f"{base}.receipt.json")
         assert orjson.loads(capture.receipt.read_bytes()) == {
@@ -867,7 +811,7 @@ def test_delivery_and_receipt(tmp_path: Path) -> None:
             "template": "{channel}.{exchange}",
             "headers": True,
             "offsets": {"trade.testex": {"0": {"first": 0, "last": 4}}},
-            "record_schema": 1,
+            "record_schema": RECORD_SCHEMA_VERSION,
         }
         assert not list(files(tmp_path, "*.tmp"))
 

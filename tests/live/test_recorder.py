@@ -20,9 +20,17 @@ from kcs.live.receipt import DeliveryInfo
 from kcs.live.recorder import Recorder
 from kcs.model import Kind
 from kcs.pipeline import Pipeline
-from kcs.sink import NullSink
+from kcs.sink import NullSink, Sink
 from kcs.stats import Ledger
 from kcs.verify import verify
+
+
+def fork(pipeline: Pipeline) -> Pipeline:
+    return pipeline.fork(venue("upbit").adapter())
+
+
+def fresh(sink: Sink) -> Pipeline:
+    return Pipeline("upbit", venue("upbit").adapter(), sink, Ledger())
 
 
 def test_a_rotated_file_whose_end_the_disk_refused_has_no_digest(
@@ -36,7 +44,9 @@ def test_a_rotated_file_whose_end_the_disk_refused_has_no_digest(
         settings=WriterSettings(flush_ns=0),
         new_id=lambda: next(ids).to_bytes(8, "big"),
     )
-    recorder = Recorder(writer, pipeline, sink, clock, lambda level, text: None, anchor_every_ns=10**12)
+    recorder = Recorder(
+        writer, pipeline, sink, clock, lambda level, text: None, fork=fork, fresh=fresh, anchor_every_ns=10**12
+    )
     gate, real = threading.Event(), os.write
     outcomes: list[OSError | None] = [OSError(errno.ENOSPC, "No space left on device"), None]
 
@@ -90,6 +100,8 @@ def test_a_tick_looks_only_at_files_that_still_wait_for_their_receipt(tmp_path: 
         NullSink(),
         clock,
         lambda level, text: None,
+        fork=fork,
+        fresh=fresh,
         delivery=DeliveryInfo("cluster", "{channel}.{exchange}", True, {}, state),
         anchor_every_ns=10**12,
     )
