@@ -38,6 +38,7 @@ from kcs.clock import Clock
 from kcs.errors import ConfigError
 from kcs.live.actions import CLOSE_ABNORMAL, ConnectFailure, ConnectionEnd
 from kcs.live.failures import failure_of, retry_after_s
+from kcs.live.scrub import scrub_url
 from kcs.live.tunnel import Tunnel, TunnelRefused, connect_request
 from kcs.live.url import refuse_credentials
 from kcs.model import Kind
@@ -314,7 +315,9 @@ class Dialer:
         try:
             self._uri = parse_uri(url)
         except (InvalidURI, ValueError) as error:  # ValueError: a port out of range, half an IPv6 address, a bad name
-            raise ConfigError(f"not a websocket URL: {error}", where=url, remedy="ws://host:port/path") from error
+            why = error.msg if isinstance(error, InvalidURI) else error  # the library's own text has the URL in it
+            what = f"not a websocket URL: {why}"
+            raise ConfigError(what, where=scrub_url(url), remedy="ws://host:port/path") from None
         self._proxy = _proxy_of(self._uri)
         self._tls = (tls or ssl.create_default_context()) if self._uri.secure else None
 
@@ -380,8 +383,9 @@ def _proxy_of(uri: WebSocketURI) -> Proxy | None:
         return None
     try:
         proxy = parse_proxy(address)
-    except InvalidProxy as error:
-        raise ConfigError(f"the proxy of the environment cannot be used: {error}", where=address) from error
+    except (InvalidProxy, ValueError) as error:
+        why = error.msg if isinstance(error, InvalidProxy) else error  # the library's own text has the password in it
+        raise ConfigError(f"the proxy of the environment cannot be used: {why}", where=scrub_url(address)) from None
     if proxy.scheme not in ("http", "https"):
         remedy = "set HTTPS_PROXY to an http:// proxy, or NO_PROXY for this host"
         raise ConfigError("SOCKS proxies are not supported", where=f"{proxy.scheme}://{proxy.host}", remedy=remedy)
