@@ -15,7 +15,7 @@ from random import SystemRandom
 from kcs.capture.writer import WriterSettings
 from kcs.cli.report import RunReport
 from kcs.cli.running import measured
-from kcs.cli.sinks import LIVE_TOPIC, open_sink
+from kcs.cli.sinks import LIVE_TOPIC, open_sink, warned
 from kcs.cli.terminal import Bar, progress, say
 from kcs.clock import Clock, SystemClock
 from kcs.config import Config
@@ -34,6 +34,7 @@ async def collect(verb: str, sink_kind: str, config: Config, *, quiet: bool = Fa
     """Run until the duration, a signal or a failure. Raises KcsError for what stops it from beginning."""
     clock, latency = SystemClock(), LatencyHistogram()
     jobs = [(place, _settings(place, config)) for place in (venue(name) for name in config.exchange)]
+    warnings = warned(sink_kind, config, urls=[settings.url or place.url for place, settings in jobs])
     async with AsyncExitStack() as stack:
         collectors = []
         for place, settings in jobs:
@@ -53,7 +54,7 @@ async def collect(verb: str, sink_kind: str, config: Config, *, quiet: bool = Fa
         with _stopping(collectors), measured(clock) as meters, progress(verb, total, quiet=quiet) as bar:
             async with _shown(bar, collectors, clock):
                 results = await _run_all(collectors)
-    return _report(verb, sink_kind, results, meters.gc.report(), meters.loop.report_ms(), latency)
+    return _report(verb, sink_kind, results, meters.gc.report(), meters.loop.report_ms(), latency, warnings)
 
 
 def _settings(place: Venue, config: Config) -> CollectorSettings:
@@ -183,6 +184,7 @@ def _report(
     gc: GcReport,
     loop_lag: dict[str, float | int | None],
     latency: LatencyHistogram,
+    warnings: Sequence[str],
 ) -> RunReport:
     ledger, notes = Ledger(), []
     for result in results:
@@ -220,6 +222,7 @@ def _report(
         interrupted=any(result.signal == signal.SIGINT for result in results),
         failed=_failure(results),
         notes=notes,
+        warnings=warnings,
     )
 
 

@@ -95,12 +95,13 @@ class Job:
 
     async def run(self) -> RunReport:
         from kcs.cli.running import interruptible, measured
-        from kcs.cli.sinks import REPLAY_TOPIC, open_sink
+        from kcs.cli.sinks import REPLAY_TOPIC, open_sink, warned
         from kcs.clock import SystemClock
         from kcs.replay.engine import Progress
         from kcs.replay.engine import replay as play
         from kcs.stats import Ledger
 
+        warnings = warned(self.sink, self.config)
         clock, ledger, sources = SystemClock(), Ledger(), self.plan.sources
         oldest_ns = min((s.first_ns for s in sources if s.first_ns is not None), default=None)
         newest_ns = max((s.last_ns for s in sources if s.last_ns is not None), default=None)
@@ -138,4 +139,5 @@ class Job:
             loop_lag=meters.loop.report_ms(),
             delivers=self.sink != "null",
             interrupted=result.interrupted,
+            warnings=warnings,
         )

@@ -40,6 +40,8 @@ class RunReport:
     interrupted: bool = False
     failed: str | None = None
     notes: Sequence[str] = field(default_factory=tuple)
+    warnings: Sequence[str] = field(default_factory=tuple)
+    """Protection that the settings gave up, as `kcs.cli.sinks.warned` said it at the start."""
 
     def exit_code(self, *, fail_on_gaps: bool = False) -> int:
         """The ledger's verdict first, then the signal's."""
@@ -75,6 +77,7 @@ class RunReport:
             else {"share": self.gc.share, "collections": self.gc.collections, "pause_max_ms": self.gc.pause_max_ms},
             "loop_lag_ms": self.loop_lag,
             "failed": self.failed,
+            "warnings": list(self.warnings),
         }
 
     def _records(self) -> dict[str, int | None]:
@@ -123,6 +126,7 @@ class RunReport:
             if capture.get("receipt"):
                 rows.append(("  receipt", str(capture["receipt"])))
         rows.extend(("note", note) for note in self.notes)
+        rows.extend(("WARNING", text) for text in self.warnings)
         if self.failed:
             rows.append(("FAILED", self.failed))
         if ledger.lost:

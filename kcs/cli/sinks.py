@@ -1,9 +1,10 @@
-"""Opens the sink a run asks for and closes it whatever happens."""
+"""Opens the sink a run asks for and closes it whatever happens; says aloud which protection its settings give up."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import sys
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -18,6 +19,31 @@ from kcs.stats import LatencyHistogram
 LIVE_TOPIC = "{channel}.{exchange}"
 REPLAY_TOPIC = "replay.{channel}.{exchange}"
 SINKS = ("kafka", "stdout", "null")
+_PASSWORDS = ("sasl.password", "ssl.key.password")
+
+
+def warned(kind: str, config: Config, *, urls: Iterable[str] = (), argv: Sequence[str] | None = None) -> list[str]:
+    """Say on stderr what these settings give up; the texts once more, for the report. To be called at each start.
+
+    `urls`: those of the venues. `argv` None: this process's own. Raises ConfigError for settings that cannot be.
+    """
+    from kcs.live.url import unprotected
+
+    found = [text for text in map(unprotected, urls) if text is not None]
+    if kind == "kafka":
+        from kcs.kafka.settings import KafkaSettings, warnings
+
+        found += warnings(KafkaSettings(config.bootstrap or "localhost", properties=config.kafka))
+    given = sys.argv if argv is None else argv
+    found += [
+        f"A PASSWORD IS ON THE COMMAND LINE ({name}), where every user of this machine can read it: set"
+        f" KCS_KAFKA_{name.upper().replace('.', '_')} instead"
+        for name in _PASSWORDS
+        if any(f"{name}=" in argument.replace(" ", "") for argument in given)
+    ]
+    for text in found:
+        say(f"kcs: WARNING: {text}")
+    return found
 
 
 @asynccontextmanager
