@@ -1,7 +1,9 @@
 """The operating system's side of writing captures: exclusive creation, locks, whole writes, typed errors.
 
 Contract: every failure of the system leaves here as `CaptureWriteError` or `CaptureBusyError` with path, cause and
-remedy. Callers: output, writer and the tools of this package. Sizes in bytes.
+remedy. Files are for owner and group only (less the umask), and nothing is written through a symbolic link: who may
+put one into a directory must not choose where kcs writes. Callers: output, writer and the tools of this package,
+`kcs.live.receipt`. Sizes in bytes.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
 from kcs.errors import CaptureBusyError, CaptureError, CaptureWriteError
 
 FILE_MODE: Final = 0o640
+DIRECTORY_MODE: Final = 0o750
 
 _REASONS: Final = {
     errno.EACCES: ("no permission", "check owner and mode, or choose another directory"),
@@ -31,6 +35,7 @@ _REASONS: Final = {
     errno.EISDIR: ("it is a directory", "name a file"),
     errno.ENOENT: ("no such directory", "create it first"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter path"),
+    errno.ELOOP: ("it is a symbolic link", "remove it, or name what it leads to: kcs writes through none"),
     errno.EMFILE: ("too many open files", "raise `ulimit -n`"),
     errno.EIO: ("the disk reports an input/output error", "check the disk (dmesg)"),
 }
@@ -50,6 +55,20 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError as exc:
         raise write_error(exc, path, "look at it") from exc
+
+
+def make_directory(path: Path) -> None:
+    """Make it, and what is missing above it, for owner and group only. Raises OSError."""
+    try:
+        os.mkdir(path, DIRECTORY_MODE)
+    except FileNotFoundError:
+        if path.parent == path:
+            raise
+        make_directory(path.parent)
+        os.mkdir(path, DIRECTORY_MODE)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
 
 
 def create_locked(path: Path) -> int:
@@ -83,7 +102,7 @@ def lock_existing(path: Path) -> int:
     refuses, `CaptureError` when it is gone.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as exc:
         raise CaptureError("it is gone", where=str(path)) from exc
     except OSError as exc:
@@ -110,7 +129,7 @@ def remove_stale(path: Path) -> None:
     `CaptureWriteError`.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return
     except OSError as exc:
@@ -145,7 +164,7 @@ def _busy(path: Path) -> CaptureBusyError:
 def assert_not_locked(path: Path) -> None:
     """Raises `CaptureBusyError` when a collector still writes `path`."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as exc:
         raise CaptureError(f"cannot open: {exc.strerror}", where=str(path)) from exc
     try:
@@ -168,6 +187,48 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while written < len(data):  # short: a signal, or the last bytes of a full disk
         written += os.write(fd, view[written:])
+
+
+def write_small(path: Path, data: bytes, *, fsync: bool = False) -> None:
+    """A new file with this content; what has its name, a link for instance, is removed first. Raises OSError."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    try:
+        write_all(fd, data)
+        if fsync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_small(path: Path, size_max: int) -> bytes | None:
+    """All of a small file; None where there is none. A device or pipe is not read, a large file not to its end.
+
+    Raises `CaptureError`.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise CaptureError(f"cannot read: {exc.strerror or exc}", where=str(path)) from exc
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise CaptureError("cannot read: it is no regular file", where=str(path))
+        data = b""
+        while len(data) <= size_max:
+            more = os.read(fd, size_max + 1 - len(data))
+            if not more:
+                return data
+            data += more
+    except OSError as exc:
+        raise CaptureError(f"cannot read: {exc.strerror or exc}", where=str(path)) from exc
+    finally:
+        os.close(fd)
+    raise CaptureError(f"cannot read: it has more than {size_max:,} bytes", where=str(path))
 
 
 def sync_directory(path: Path) -> None:
@@ -193,15 +254,17 @@ class DirectoryLock:
         self.path = directory / f".{exchange}.lock"
         self.reserved_bytes = 0
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
         except FileExistsError as exc:
             raise write_error(NotADirectoryError(errno.ENOTDIR, ""), directory, "capture here") from exc
         except OSError as exc:
             raise write_error(exc, directory, "create the directory") from exc
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            self._fd = os.open(self.path, flags, FILE_MODE)
         except OSError as exc:
-            raise write_error(exc, directory, "capture here") from exc
+            where = self.path if exc.errno == errno.ELOOP else directory
+            raise write_error(exc, where, "capture here") from exc
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
