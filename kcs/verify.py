@@ -8,35 +8,42 @@ command line.
 Whole means: all that was captured is here. What the venue sent and kcs never got is another question, which only the
 venue's protocol can answer: `proves` says by what, and `gaps` are what it and the session found. Without a sequence or
 a checksum (`verifiable` False) a loss inside a connection leaves no trace, and nobody may call the capture complete.
+
+Files of one run are one log: give them to `verify` in their order with one `Runs`, and what is missing between two of
+them shows. Whether all of it is in Kafka is `kcs.delivered`'s question; it gives `verify` the sink.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from kcs.capture.framecount import FrameCount, Miscount
+from kcs.capture.format import CaptureHeader
+from kcs.capture.framecount import EndOfStream, FrameCount, Miscount
 from kcs.capture.reader import CaptureReader, Damage
 from kcs.errors import CaptureError
 from kcs.exchanges import venue
 from kcs.live.receipt import receipt_path
 from kcs.model import Event, Gap
 from kcs.pipeline import Pipeline
-from kcs.sink import RECORD_SCHEMA_VERSION, NullSink
+from kcs.sink import RECORD_SCHEMA_VERSION, NullSink, Sink
 from kcs.stats import Ledger
+
+if TYPE_CHECKING:
+    from kcs.kafka.findings import TopicReport
 
 GAPS_MAX: Final = 1000
 """Gaps that a verdict names; all are counted."""
 
 
 class _Receipt(msgspec.Struct, frozen=True):
-    """The fields of a receipt that verification needs."""
+    """The fields of a receipt that verification needs. One of a capture that was mended may carry no digest."""
 
-    digest: str
+    digest: str | None
     record_schema: int
 
 
@@ -58,6 +65,9 @@ class Verdict:
     `miscounted`: opens and closes that say another number of data frames than is there, and no hole explains it.
     `recovered` is the damage of the file that this one was saved from: what it cost is missing here too.
     `proves` and `gaps`: see the module docstring; a gap is what the venue or the line lost, no damage of the capture.
+    `absent`: (first, last) sequence number of files that are between the file of this run verified before and this one.
+    `end` is one past the last number that the file ever had, `first_ns` the earliest receive time in it. `topics`: what
+    Kafka has of it, where that was asked.
     """
 
     path: Path
@@ -76,6 +86,10 @@ class Verdict:
     proves: tuple[str, ...]
     verifiable: bool
     gaps: tuple[Gap, ...]
+    absent: tuple[int, int] | None = None
+    end: int = 0
+    first_ns: int | None = None
+    topics: TopicReport | None = None
 
     @property
     def whole(self) -> bool:
@@ -85,27 +99,81 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whole, and no comparison failed."""
-        return self.whole and all(c.matches is not False for c in self.comparisons)
+        """Whole, the files before it too, no comparison failed, and what was asked of Kafka is there."""
+        compared = all(c.matches is not False for c in self.comparisons)
+        return self.whole and self.absent is None and compared and (self.topics is None or self.topics.ok)
 
 
-def verify(path: Path, *, expected: str | None = None) -> Verdict:
-    """Check one capture. Raises CaptureError when it cannot be opened at all; damage inside is part of the verdict."""
+class Runs:
+    """Remembers how the last file of each run ended, for the next one."""
+
+    def __init__(self) -> None:
+        self._ends: dict[bytes, tuple[int, Mapping[int, EndOfStream]]] = {}
+
+    def before(self, header: CaptureHeader) -> tuple[tuple[int, int] | None, Mapping[int, EndOfStream]]:
+        """(files left out before this one, how the streams stood before it); nothing is known where some are."""
+        last, ends = self._ends.get(header.run_id, (None, {}))
+        if last is None or header.sequence <= last:
+            return None, {}
+        if header.sequence == last + 1:
+            return None, ends
+        return (last + 1, header.sequence - 1), {}
+
+    def after(self, header: CaptureHeader, ends: Mapping[int, EndOfStream]) -> None:
+        """This file was read to its end."""
+        self._ends[header.run_id] = header.sequence, ends
+
+
+def in_run_order(paths: Sequence[Path]) -> list[Path]:
+    """The same files: those of one run by sequence, where the first of them stands. What cannot be opened stays."""
+    place: dict[bytes, int] = {}
+    keys = []
+    for number, path in enumerate(paths):
+        try:
+            with CaptureReader(path, strict=False) as reader:
+                header = reader.header
+        except CaptureError:
+            keys.append((number, 0, number))
+        else:
+            keys.append((place.setdefault(header.run_id, number), header.sequence, number))
+    return [paths[number] for _, _, number in sorted(keys)]
+
+
+def verify(
+    path: Path,
+    *,
+    expected: str | None = None,
+    runs: Runs | None = None,
+    sink_of: Callable[[CaptureHeader], Sink] | None = None,
+) -> Verdict:
+    """Check one capture. Raises CaptureError when it cannot be opened at all; damage inside is part of the verdict.
+
+    `expected` is a digest that it must have; `runs` knows the files before it; `sink_of` gives the sink that gets the
+    records it makes.
+    """
     ledger = Ledger()
+    runs = runs or Runs()
     with CaptureReader(path, strict=False) as reader:
         exchange = reader.header.exchange
         place = venue(exchange)
-        pipeline = Pipeline(exchange, place.adapter(), NullSink(), ledger)
+        sink = NullSink() if sink_of is None else sink_of(reader.header)
+        pipeline = Pipeline(exchange, place.adapter(), sink, ledger)
         gaps = _Gaps()
         pipeline.tap = gaps.take
         pipeline.start(reader.header.capture_id)
-        records = 0
-        counted = FrameCount()
+        records = end = 0
+        first_ns: int | None = None
+        absent, before = runs.before(reader.header)
+        counted = FrameCount(before)
         for batch in reader.batches():
             counted.add(batch)
             records += len(batch)
+            end = batch[-1][0] + 1
+            earliest_ns = min(record[3] for record in batch)
+            first_ns = earliest_ns if first_ns is None else min(first_ns, earliest_ns)
             for record in batch:
                 pipeline.record(record)
+        runs.after(reader.header, counted.ends(reader.holes))
         ledger.settle(ledger.produced, 0)
         ledger.check()
         digest = pipeline.digest()
@@ -128,6 +196,9 @@ def verify(path: Path, *, expected: str | None = None) -> Verdict:
             proves=place.proves,
             verifiable=place.verifiable,
             gaps=tuple(gaps.found),
+            absent=absent,
+            end=max(end, reader.next_number or 0),
+            first_ns=first_ns,
         )
 
 
@@ -164,4 +235,6 @@ def _with_receipt(path: Path, digest: str) -> Comparison:
     if receipt.record_schema != RECORD_SCHEMA_VERSION:
         why = f"written under record schema {receipt.record_schema}, this kcs makes {RECORD_SCHEMA_VERSION}"
         return Comparison(str(path), receipt.digest, None, why)
+    if receipt.digest is None:
+        return Comparison(str(path), None, None, "it carries no digest")
     return Comparison(str(path), receipt.digest, receipt.digest == digest)

@@ -3,12 +3,14 @@
 Contract: a `FrameCount` is fed every record of one file in order. The first open of a stream in the file gives the
 base (a rotated file's says what came before it); every later open or close that carries a count is compared. A count
 of 0 claims nothing: captures made elsewhere carry none. What missing numbers may explain is not reported again.
+A count that is given what the file before it in the same run ended with (`before`) compares the first open as well:
+frames that were lost between two files of a run leave no hole in either.
 Memory is bounded by `STREAMS_MAX` streams and `FOUND_MAX` findings. Raises nothing. Caller: verify.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -29,6 +31,13 @@ class Miscount(msgspec.Struct, frozen=True):
     counted: int
 
 
+class EndOfStream(msgspec.Struct, frozen=True):
+    """A stream where a file ends: `counted` data frames so far, and at most `unsure` more that missing numbers were."""
+
+    counted: int
+    unsure: int
+
+
 class _Stream:
     """`count`: frames so far by the last count that was believed; `holes`: how many numbers were missing then."""
 
@@ -42,10 +51,11 @@ class _Stream:
 class FrameCount:
     """Counts; mutable, one a file, not thread-safe."""
 
-    __slots__ = ("_due", "_holes", "_streams", "found")
+    __slots__ = ("_before", "_due", "_holes", "_streams", "found")
 
-    def __init__(self) -> None:
+    def __init__(self, before: Mapping[int, EndOfStream] | None = None) -> None:
         self.found: list[Miscount] = []
+        self._before = before or {}
         self._streams: dict[int, _Stream] = {}
         self._holes = 0
         self._due = 0
@@ -64,15 +74,27 @@ class FrameCount:
             elif isinstance(fields, OpenFields | CloseFields):
                 self._compare(number, stream, fields)
 
+    def ends(self, missing: int) -> dict[int, EndOfStream]:
+        """The streams as this file leaves them, for the next file of the run. `missing`: numbers that no record has."""
+        ends = dict(self._before)
+        for stream, known in self._streams.items():
+            ends[stream] = EndOfStream(known.count, max(missing, self._holes) - known.holes)
+        return ends
+
     def _compare(self, number: int, stream: int, fields: OpenFields | CloseFields) -> None:
         known = self._streams.get(stream)
         if known is None:
             if isinstance(fields, OpenFields) and len(self._streams) < STREAMS_MAX:
                 self._streams[stream] = _Stream(fields.frames, self._holes)
+                before = self._before.get(stream)
+                if before is not None:
+                    self._found(number, stream, fields.frames, before.counted, before.unsure + self._holes)
             return
-        if fields.frames == 0:
-            return
-        missing = fields.frames - known.count
-        if not 0 <= missing <= self._holes - known.holes and len(self.found) < FOUND_MAX:
-            self.found.append(Miscount(number, stream, fields.frames, known.count))
-        known.count, known.holes = fields.frames, self._holes
+        if fields.frames:
+            self._found(number, stream, fields.frames, known.count, self._holes - known.holes)
+            known.count, known.holes = fields.frames, self._holes
+
+    def _found(self, number: int, stream: int, said: int, counted: int, unsure: int) -> None:
+        """Keep it if it is a miscount: `said` is not what was counted, and missing numbers do not explain it."""
+        if said and not 0 <= said - counted <= unsure and len(self.found) < FOUND_MAX:
+            self.found.append(Miscount(number, stream, said, counted))

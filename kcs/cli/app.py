@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from kcs import __version__
-from kcs.cli import demo, exchanges, export, files, live, replay, sim
+from kcs.cli import demo, exchanges, export, files, live, replay, sim, verify
 from kcs.cli.report import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from kcs.cli.terminal import end_talk, say
 from kcs.errors import KcsError
@@ -76,7 +76,7 @@ for _name, _verb in (
     ("demo", demo.demo),
     ("info", files.info),
     ("cat", files.cat),
-    ("verify", files.verify),
+    ("verify", verify.verify),
     ("recover", files.recover),
     ("repack", files.repack),
     ("import", files.import_),

@@ -1,4 +1,4 @@
-"""`kcs info`, `cat`, `verify`, `recover`, `import`: tools that read and mend capture files, without Kafka."""
+"""`kcs info`, `cat`, `recover`, `repack`, `import`: tools that read and mend capture files, without Kafka."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from kcs.cli.report import EXIT_LOSS, EXIT_OK
 from kcs.cli.terminal import put_json, put_lines, say, table
 
 if TYPE_CHECKING:
-    from kcs.model import Gap
     from kcs.replay.events import Positioned
-    from kcs.verify import Verdict
 
 _TEXT_SHOWN = 160
 _CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
@@ -119,136 +117,6 @@ def _event_json(item: Positioned) -> bytes:
         "channel": type(item.event).__name__.lower(),
     }
     return msgspec.json.encode({**position, **msgspec.to_builtins(item.event)}) + b"\n"
-
-
-def verify(
-    captures: options.Captures,
-    digest: Annotated[str | None, typer.Option(metavar="HEX", help="The digest it must have (one capture).")] = None,
-    json: options.Json = False,
-) -> int:
-    """Read every byte: checksums, ledger, digest. Is the capture whole, and does it still become what it became live?
-
-    The digest is compared with the receipt beside the file and with --digest. Exit 3 when anything is wrong or missing.
-    """
-    from kcs.errors import UsageError
-    from kcs.verify import verify as verify_capture
-
-    if digest is not None and len(captures) != 1:
-        raise UsageError("--digest belongs to one capture", remedy="verify the captures one by one")
-    code = EXIT_OK
-    for path in captures:
-        verdict = verify_capture(path, expected=digest)
-        if json:
-            put_json(_verdict_json(verdict))
-        else:
-            _show_verdict(verdict)
-        if not verdict.ok:
-            code = EXIT_LOSS
-    return code
-
-
-def _verdict_json(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "verb": "verify",
-        "path": str(verdict.path),
-        "id": verdict.capture_id,
-        "exchange": verdict.exchange,
-        "ok": verdict.ok,
-        "sealed": verdict.sealed,
-        "records": verdict.records,
-        "holes": verdict.holes,
-        "miscounted": [
-            {"number": m.number, "stream": m.stream, "said": m.said, "counted": m.counted} for m in verdict.miscounted
-        ],
-        "damage": verdict.damage,
-        "recovered": verdict.recovered,
-        "missing": verdict.missing,
-        "proves": verdict.proves,
-        "verifiable": verdict.verifiable,
-        "gaps": [_gap_json(gap) for gap in verdict.gaps],
-        **{key: value for key, value in verdict.ledger.report().items() if key != "records"},
-        "digest": verdict.digest,
-        "compared": [
-            {"with": c.source, "digest": c.digest, "matches": c.matches, "why": c.why or None}
-            for c in verdict.comparisons
-        ],
-    }
-
-
-def _gap_json(gap: Gap) -> dict[str, Any]:
-    return {
-        "stream": gap.stream,
-        "from_ns": gap.from_ns,
-        "to_ns": gap.to_ns,
-        "cause": gap.cause,
-        "markets": gap.markets,
-        "frames": gap.frames,
-        "covered_by": gap.covered_by,
-    }
-
-
-_PROVEN_BY = {"sequence": "sequence numbers", "checksum": "checksums", "trade_ids": "trade ids"}
-_GAPS_SHOWN = 20
-
-
-def _venue_rows(verdict: Verdict) -> list[tuple[str, str]]:
-    """What can be said of the frames that the venue sent, which is less than what can be said of the capture."""
-    from kcs.capture.info import utc
-
-    if verdict.verifiable:
-        proofs = ", ".join(_PROVEN_BY[proof] for proof in verdict.proves)
-        rows = [("venue", f"{verdict.exchange}: losses show by its {proofs}")]
-    else:
-        rows = [
-            ("venue", f"not verifiable: {verdict.exchange} sends no sequence and no checksum; a frame that was lost"),
-            ("", "before it reached kcs leaves no trace (whole is said of the capture alone)"),
-        ]
-    for gap in verdict.gaps[:_GAPS_SHOWN]:
-        markets = ", ".join(gap.markets[:_GAPS_SHOWN]) or "all markets"
-        frames = "an unknown number of" if gap.frames is None else f"{gap.frames:,}"
-        when = f"{utc(gap.from_ns)} to {utc(gap.to_ns)}"
-        covered = "" if gap.covered_by is None else f"; stream {gap.covered_by} delivered all the while"
-        rows.append(("gap", f"stream {gap.stream}, {when}, {gap.cause}: {markets}, {frames} frames{covered}"))
-    if verdict.ledger.gaps > _GAPS_SHOWN:
-        rows.append(("gap", f"and {verdict.ledger.gaps - _GAPS_SHOWN:,} more"))
-    return rows
-
-
-def _missing_text(verdict: Verdict) -> str:
-    runs = [f"{first:,}" if count == 1 else f"{first:,}-{first + count - 1:,}" for first, count in verdict.missing]
-    more = f" and {len(runs) - _GAPS_SHOWN:,} more runs" if len(runs) > _GAPS_SHOWN else ""
-    return ", ".join(runs[:_GAPS_SHOWN]) + more
-
-
-def _show_verdict(verdict: Verdict) -> None:
-    from kcs.cli.report import RunReport
-
-    rows = [
-        ("capture", f"{verdict.capture_id} of {verdict.exchange}, {verdict.records:,} records"),
-        ("state", "sealed" if verdict.sealed else "not sealed: kcs recover makes it whole"),
-        *RunReport("verify", 0.0, verdict.ledger).lines()[:2],
-        ("digest", verdict.digest),
-        *_venue_rows(verdict),
-    ]
-    for c in verdict.comparisons:
-        same = "not comparable" if c.matches is None else "equal" if c.matches else f"NOT EQUAL ({c.digest})"
-        rows.append((c.source, f"{same}{': ' + c.why if c.why else ''}"))
-    if verdict.holes:
-        rows.append(("HOLES", f"{verdict.holes:,} records are missing: their numbers are not there"))
-        rows.append(("", f"numbers {_missing_text(verdict)}"))
-    rows += [
-        (
-            "MISCOUNTED",
-            f"record {m.number:,} says {m.said:,} frames of stream {m.stream} by then; here are {m.counted:,}",
-        )
-        for m in verdict.miscounted
-    ]
-    rows += [("DAMAGE", f"offset {d['offset']:,}: {d['what']}") for d in verdict.damage]
-    rows += [
-        ("LOST BEFORE", f"saved from a file with damage at {d['offset']:,}: {d['what']}") for d in verdict.recovered
-    ]
-    rows.append(("verdict", "whole" if verdict.ok else "NOT WHOLE"))
-    table(rows, title=str(verdict.path))
 
 
 def recover(
