@@ -17,8 +17,11 @@ Memory: rows are packed up to `buffer_bytes` in all, then the largest buffer bec
 about three times `buffer_bytes` are in use. At most `files_open_max` files are open; the one unused longest is
 completed first, and another part follows if its day returns. Same events, same bytes.
 
+Files and directories are for owner and group only, less the umask. Exchange and capture id become parts of paths: what
+is no plain name is refused, wherever the capture came from.
+
 Raises ExportError: output exists, disk full, no permission, another export in the same directory, a value that does not
-fit its column.
+fit its column, a name that is none.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -46,6 +50,10 @@ _DAY_NS: Final = 86_400_000_000_000
 _NS_MAX: Final = 2**63 - 1
 _DICTIONARY: Final = ("market", "capture", "cause")
 _TEMPORARY: Final = ".tmp"
+_FILE_MODE: Final = 0o640
+_DIRECTORY_MODE: Final = 0o750
+_EXCHANGE: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,39}")
+_CAPTURE: Final = re.compile(r"[0-9a-f]{16}")
 _COMPRESSION_LEVEL: Final = 3
 
 
@@ -173,6 +181,8 @@ class ParquetExporter:
 
     def start(self, exchange: str, capture_id_hex: str) -> None:
         """The events that follow are of this capture. Cheap when it was started before."""
+        if not (_EXCHANGE.fullmatch(exchange) and _CAPTURE.fullmatch(capture_id_hex)):
+            raise ExportError(f"{exchange[:80]!r}, {capture_id_hex[:80]!r}: no names of an exchange and a capture")
         self._exchange = exchange
         self._capture = capture_id_hex
         if (exchange, capture_id_hex) in self._started:
@@ -253,7 +263,7 @@ class ParquetExporter:
         self._next_part[key] = number + 1
         directory = self._out / f"channel={channel}" / f"exchange={self._exchange}" / f"date={self._day_text(day)}"
         with _explained(directory, "create the directory"):
-            directory.mkdir(parents=True, exist_ok=True)
+            _make_directory(directory)
         self._directories.add(directory)
         part = self._open[key] = _Part(channel, capture, directory / f"part-{capture}-{number}.parquet")
         return part
@@ -300,6 +310,9 @@ def _open(path: Path, channel: str) -> Any:
     import pyarrow.parquet as pq
 
     columns = schema(channel)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # of a dead export; or a link that leads elsewhere
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE))
     packed = [name for name in ("ts", "recv", "frame", "event", "from", "to") if name in columns.names]
     return pq.ParquetWriter(
         path,
@@ -312,6 +325,20 @@ def _open(path: Path, channel: str) -> Any:
         write_statistics=True,
         write_page_index=True,
     )
+
+
+def _make_directory(path: Path) -> None:
+    """Make it and what is missing above it. Raises OSError."""
+    try:
+        os.mkdir(path, _DIRECTORY_MODE)
+    except FileNotFoundError:
+        if path.parent == path:
+            raise
+        _make_directory(path.parent)
+        os.mkdir(path, _DIRECTORY_MODE)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
 
 
 def _synced_size(path: Path) -> int:
@@ -327,7 +354,7 @@ def _synced_size(path: Path) -> int:
 def _locked(directory: Path) -> int:
     """A descriptor of the directory under an exclusive lock: two exports would write each other's temporary files."""
     with _explained(directory, "open the output directory"):
-        directory.mkdir(parents=True, exist_ok=True)
+        _make_directory(directory)
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

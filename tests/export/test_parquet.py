@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -50,6 +51,28 @@ def test_the_date_is_the_day_of_receipt(tmp_path: Path) -> None:
     midnight = NOON_NS + DAY_NS // 2
     export(tmp_path, [trade(0, recv_ns=midnight - 1), trade(1, recv_ns=midnight)])
     assert [name.split("/")[2] for name in names(tmp_path)] == ["date=2026-09-24", "date=2026-09-25"]
+
+
+@pytest.mark.parametrize(("mask", "file", "directory"), [(0o022, 0o640, 0o750), (0o077, 0o600, 0o700)])
+def test_what_is_made_is_for_owner_and_group(tmp_path: Path, mask: int, file: int, directory: int) -> None:
+    before = os.umask(mask)
+    try:
+        export(tmp_path / "out", [trade(0), book(1, 3)])
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.stat().st_mode & 0o7777 == (directory if path.is_dir() else file), path
+
+
+def test_nothing_is_written_through_a_link_in_the_place_of_a_temporary_file(tmp_path: Path) -> None:
+    (path,) = export(tmp_path / "out", [trade(0)]).files
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    path.unlink()
+    path.with_name(path.name + ".tmp").symlink_to(victim)
+    assert export(tmp_path / "out", [trade(0)]).files == (path,)
+    assert victim.read_bytes() == b"precious"
+    assert not path.is_symlink()
 
 
 def groups(path: Path) -> list[Any]:
