@@ -17,7 +17,7 @@ from kcs.cli.report import RunReport
 from kcs.cli.running import measured
 from kcs.cli.sinks import LIVE_TOPIC, open_sink, warned
 from kcs.cli.terminal import Bar, progress, say
-from kcs.clock import Clock, SystemClock
+from kcs.clock import NS_PER_S, Clock, SystemClock
 from kcs.config import Config
 from kcs.errors import UnknownNameError, UsageError
 from kcs.exchanges import Subscription, Venue, venue
@@ -28,6 +28,11 @@ from kcs.sink import NullSink, Sink
 from kcs.stats import GcReport, LatencyHistogram, Ledger
 
 SHOW_EVERY_S = 0.25
+LAG_SHOWN_S = 1.0
+"""Acks that take longer are shown."""
+TELL_AFTER_NS = 10 * NS_PER_S
+TELL_EVERY_NS = 60 * NS_PER_S
+"""A lag that lasts is told in the log too."""
 
 
 async def collect(verb: str, sink_kind: str, config: Config, *, quiet: bool = False) -> RunReport:
@@ -36,7 +41,7 @@ async def collect(verb: str, sink_kind: str, config: Config, *, quiet: bool = Fa
     jobs = [(place, _settings(place, config)) for place in (venue(name) for name in config.exchange)]
     warnings = warned(sink_kind, config, urls=[settings.url or place.url for place, settings in jobs])
     async with AsyncExitStack() as stack:
-        collectors = []
+        collectors, sinks = [], []
         for place, settings in jobs:
             sink = await stack.enter_async_context(
                 open_sink(
@@ -50,9 +55,10 @@ async def collect(verb: str, sink_kind: str, config: Config, *, quiet: bool = Fa
                 )
             )
             collectors.append(_collector(place, settings, sink, clock))
+            sinks.append(sink)
         total = config.duration_s
         with _stopping(collectors), measured(clock) as meters, progress(verb, total, quiet=quiet) as bar:
-            async with _shown(bar, collectors, clock):
+            async with _shown(bar, collectors, sinks, clock):
                 results = await _run_all(collectors)
     return _report(verb, sink_kind, results, meters.gc.report(), meters.loop.report_ms(), latency, warnings)
 
@@ -153,20 +159,25 @@ def _stopping(collectors: Sequence[Collector]) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _shown(bar: Bar, collectors: Sequence[Collector], clock: Clock) -> AsyncIterator[None]:
-    """The status line: what came, how fast, and what Kafka still owes."""
+async def _shown(bar: Bar, collectors: Sequence[Collector], sinks: Sequence[Sink], clock: Clock) -> AsyncIterator[None]:
+    """The status line: what came, how fast, and how far Kafka is behind; a line of talk where that lasts."""
 
     async def show() -> None:
         started_ns, before, before_ns = clock.monotonic_ns(), 0, clock.monotonic_ns()
+        tell_ns = started_ns + TELL_AFTER_NS
         while True:
             await asyncio.sleep(SHOW_EVERY_S)
             now_ns = clock.monotonic_ns()
             received = sum(collector.ledger.received for collector in collectors)
-            behind = sum(collector.ledger.behind for collector in collectors)
             rate = (received - before) * 1e9 / max(1, now_ns - before_ns)
-            text = f"{received:,} frames, {rate:,.0f}/s" + (f", {behind:,} behind" if behind else "")
-            bar.update((now_ns - started_ns) / 1e9, text)
+            lag = _lag(collectors, sinks, clock.now_ns())
+            bar.update((now_ns - started_ns) / 1e9, f"{received:,} frames, {rate:,.0f}/s{f', {lag}' if lag else ''}")
             before, before_ns = received, now_ns
+            if not lag:
+                tell_ns = now_ns + TELL_AFTER_NS
+            elif now_ns >= tell_ns:
+                tell_ns = now_ns + TELL_EVERY_NS
+                say(f"kcs: {lag}")
 
     task = asyncio.ensure_future(show())
     try:
@@ -175,6 +186,20 @@ async def _shown(bar: Bar, collectors: Sequence[Collector], clock: Clock) -> Asy
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+def _lag(collectors: Sequence[Collector], sinks: Sequence[Sink], now_ns: int) -> str:
+    """How far Kafka is behind, in frames, records and seconds; nothing while it keeps up."""
+    lags = [lag for lag in (collector.lag for collector in collectors) if lag is not None]
+    frames, seconds, waiting = sum(lag.frames for lag in lags), max((lag.seconds for lag in lags), default=0.0), 0
+    for sink in sinks:
+        oldest_ns = getattr(sink, "oldest_ns", None)  # only Kafka's keeps anything
+        if oldest_ns is not None:
+            waiting += sink.in_flight  # type: ignore[attr-defined]
+            seconds = max(seconds, (now_ns - oldest_ns) / NS_PER_S)
+    if not lags and seconds < LAG_SHOWN_S:
+        return ""
+    return f"Kafka is behind by {seconds:.1f} s: {frames:,} frames in the capture, {waiting:,} records un-acked"
 
 
 def _report(
@@ -214,7 +239,7 @@ def _report(
         captures=captures,
         digest=results[0].digest if len(results) == 1 and not ledger.lost else None,
         reconnects=sum(result.reconnects for result in results),
-        catch_ups=None,
+        catch_ups=sum(result.catch_ups for result in results) if sink_kind != "null" else None,
         ack_latency=latency,
         gc=gc,
         loop_lag=loop_lag,

@@ -119,6 +119,8 @@ class RunReport:
             )
         if self.reconnects is not None:
             rows.append(("connections", f"{self.reconnects} reconnects, {ledger.gaps} gaps"))
+        if self.catch_ups:
+            rows.append(("delivery", f"fell behind and caught up from the capture {self.catch_ups:,} times"))
         for capture in self.captures:
             rows.append(("capture", str(capture["path"])))
             if capture.get("digest"):
@@ -171,7 +173,7 @@ def _loss_text(ledger: Ledger) -> str:
     parts = (
         ("frames not captured", ledger.uncaptured),
         (
-            "frames behind (captured, not produced: `kcs replay --topic '{channel}.{exchange}'` delivers them)",
+            "frames behind (captured, not produced: the next `kcs live` or `kcs recover --produce FILE` delivers them)",
             ledger.behind,
         ),
         ("records failed", ledger.failed),

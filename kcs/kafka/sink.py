@@ -367,6 +367,16 @@ class KafkaSink:
         """Records that are neither acked nor failed."""
         return self.produced - self.acked - self.failed
 
+    @property
+    def oldest_ns(self) -> int | None:
+        """Receive time of the oldest record that is neither acked nor failed; None when there is none."""
+        oldest: list[bytes] = []
+        for part in self._all_partitions():
+            batch = part.flying or (part.waiting[0] if part.waiting else None)
+            positions = part.positions if batch is None else batch.positions
+            oldest += positions[:1]
+        return min((_RECV_NS.unpack(position)[0] for position in oldest), default=None)
+
     def partitions(self) -> dict[str, int]:
         """Partition count of each open topic."""
         return {topic: len(parts) for topic, parts in self._partitions.items()}

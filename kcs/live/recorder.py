@@ -23,6 +23,7 @@ from kcs.clock import NS_PER_MS, NS_PER_S, Clock
 from kcs.errors import CaptureError, CaptureWriteError, KafkaError, LedgerError
 from kcs.live.follower import Follower, State
 from kcs.live.receipt import DeliveryInfo, base_name, write_delivery, write_receipt
+from kcs.live.scrub import scrub
 from kcs.model import ClockFields, Fields, Kind, OpenFields
 from kcs.pipeline import Pipeline
 from kcs.sink import Sink
@@ -73,10 +74,10 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """How far delivery is behind the capture: frames, and the age of the last record that was fed (None: none yet)."""
+    """How far delivery is behind the capture: frames, and the age of the last record that was delivered."""
 
     frames: int
-    seconds: float | None
+    seconds: float
 
 
 class Recorder:
@@ -277,10 +278,10 @@ class Recorder:
         self._pipeline.control(kind, stream, recv_ns, fields, payload)
 
     def sent(self, stream: int, recv_ns: int, text: str) -> None:
-        """A text message that we sent."""
+        """A text message that we sent; credentials in it are not recorded."""
         if self.failure is not None:
             return
-        payload = text.encode()
+        payload = scrub(text).encode()
         self._writer.append(_SENT, stream, recv_ns, payload)
         self._pipeline.control(_SENT, stream, recv_ns, None, payload)
 
