@@ -11,15 +11,12 @@ import typer
 
 from kcs.cli import options
 from kcs.cli.report import EXIT_LOSS, EXIT_OK
-from kcs.cli.terminal import put_json, put_lines, say, table
+from kcs.cli.terminal import ESCAPES, put_json, put_lines, say, table
 
 if TYPE_CHECKING:
     from kcs.replay.events import Positioned
 
 _TEXT_SHOWN = 160
-_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
-_ESCAPES = {code: ascii(chr(code))[1:-1] for code in _CONTROLS}
-"""What a venue sends is shown, never obeyed: a terminal would take commands from it."""
 
 
 def info(captures: options.Captures, json: options.Json = False) -> int:
@@ -85,7 +82,7 @@ def _record_line(record: Any) -> bytes:
         text = f"{text[:_TEXT_SHOWN]}... ({len(record.payload):,} bytes)"
     fields = "" if record.fields is None else f" {record.fields!r}"
     head = f"{record.number:>8}  {utc(record.recv_ns)}  {record.stream}  {record.kind.name.lower():<6}"
-    return f"{head}{fields} {text}".rstrip().translate(_ESCAPES).encode() + b"\n"
+    return f"{head}{fields} {text}".rstrip().translate(ESCAPES).encode() + b"\n"
 
 
 def _cat_events(captures: list[Path], from_ns: int | None, to_ns: int | None, *, json: bool) -> int:

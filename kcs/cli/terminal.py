@@ -1,6 +1,7 @@
 """How kcs talks: tables and progress on stderr (plain off a terminal), NDJSON and JSON on stdout.
 
-Talk never fails: whoever reads stderr may go away, and the disk under it may fill up, while a recorder goes on.
+Talk never fails: whoever reads stderr may go away, and the disk under it may fill up, while a recorder goes on. What
+venues and files of others say is shown, never obeyed: a terminal takes commands from control characters.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import orjson
+
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+ESCAPES = {code: ascii(chr(code))[1:-1] for code in _CONTROLS}
+"""For `str.translate`: what a terminal would obey, or show in another order, spelled out."""
+_TALK = {code: shown for code, shown in ESCAPES.items() if chr(code) not in "\n\t"}
 
 
 class Bar(Protocol):
@@ -25,12 +31,17 @@ class _NoBar:
         """Nobody watches."""
 
 
+def harmless(text: str) -> str:
+    """The text with its control characters spelled out, new lines and tabs excepted."""
+    return text.translate(_TALK)
+
+
 def say(text: str) -> None:
     """One line of talk. Lost, without an error, where stderr is closed, its reader is gone, or its disk is full."""
     if sys.stderr is None:  # closed before we started; print would take stdout instead, among the data
         return
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(harmless(text), file=sys.stderr, flush=True)
     except BrokenPipeError:
         _let_go()
     except OSError:
@@ -76,7 +87,7 @@ def _encodable(value: Any) -> Any:
 def put_lines(lines: Iterable[str]) -> None:
     """Text on stdout, at once: another program may wait for it."""
     for line in lines:
-        print(line)
+        print(harmless(line).encode("utf-8", "backslashreplace").decode())  # a file's name may be no UTF-8
     sys.stdout.flush()
 
 
