@@ -13,6 +13,7 @@ KcsError                      what, where, remedy; the command line prints it an
 |- ExportError                a dataset cannot be written: disk full, no permission, output exists, another export runs
 |- KafkaError                 the cluster refuses, or a topic cannot be made: somebody has to act
 |  `- KafkaUnreachableError   no broker answers, or not in time: waiting and trying again may cure it
+|- UndeliverableError         a capture cannot be delivered to its end: other cluster, topics gone, no positions there
 |- VenueError                 the exchange refused us or broke its protocol
 `- LedgerError                the books do not balance: a bug in kcs, never the user's fault
 
@@ -109,6 +110,10 @@ class KafkaError(KcsError):
 
 class KafkaUnreachableError(KafkaError):
     """No broker answers, or not in time: trying again may cure it. Never raised for credentials or certificates."""
+
+
+class UndeliverableError(KcsError):
+    """A capture cannot be delivered to its end, whatever the broker's state; others can."""
 
 
 class VenueError(KcsError):

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capture": {"errors", "clock", "model"},
     "kafka": {"errors", "clock", "sink", "stats"},
     "live": {"errors", "clock", "model", "sink", "stats", "pipeline", "exchanges", "capture"},
+    "deliver": {"errors", "clock", "model", "sink", "stats", "pipeline", "exchanges", "capture", "kafka", "live"},
     "replay": {"errors", "clock", "model", "sink", "stats", "pipeline", "exchanges", "capture"},
     "sim": {"errors", "clock", "model", "capture"},
     "export": {"errors", "clock", "model"},

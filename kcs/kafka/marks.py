@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ _WINDOW_MAX: Final = 64_000
 _ID_END: Final = 8
 _HEADER_BYTES: Final = 28
 _IN_SYNC_POLL_S: Final = 0.5
+_DAY_MS: Final = 86_400_000
 
 
 @dataclass(slots=True, frozen=True)
@@ -37,6 +38,11 @@ class Mark:
 
     position: bytes
     offset: int
+
+    @property
+    def number(self) -> int:
+        """The frame number."""
+        return int.from_bytes(self.position[:8], "big")
 
 
 Marks = dict[tuple[str, int], Mark]
@@ -65,16 +71,64 @@ async def read_marks(
     marks = {}
     async with consumer_client(settings) as consumer:
         consumer.assign(asked)
-        floors = dict.fromkeys(asked, 0)
-        if since_ms is not None:
-            found = await consumer.offsets_for_times(dict.fromkeys(asked, since_ms))
-            ends = await consumer.end_offsets(asked)
-            floors = {tp: found[tp].offset if found.get(tp) else ends[tp] for tp in asked}
+        floors = await _floors(settings, consumer, asked, since_ms)
         for tp in asked:
             mark = await _backwards(settings, consumer, tp, capture_id, floors[tp])
             if mark is not None:
                 marks[tp.topic, tp.partition] = mark
     return marks
+
+
+@dataclass(slots=True, frozen=True)
+class Extent:
+    """Where a capture's records lie on a partition.
+
+    `first` and `last`: offsets of the records with frame numbers below the capture's end; None: there is none.
+    `orphans`: records with higher numbers, whose frames died with the process before they reached the disk.
+    """
+
+    first: int | None
+    last: int | None
+    orphans: int
+
+
+async def read_extents(
+    settings: KafkaSettings, marks: Marks, capture_id: bytes, end_number: int, *, since_ms: int | None = None
+) -> dict[tuple[str, int], Extent]:
+    """The extents of a capture with frame numbers below `end_number` on the partitions where it has marks.
+
+    Reads a little from the capture's beginning on and, where there are orphans, backwards from the mark.
+    """
+    asked = [TopicPartition(topic, number) for topic, number in marks]
+    extents: dict[tuple[str, int], Extent] = {}
+    if not asked:
+        return extents
+    async with consumer_client(settings) as consumer:
+        consumer.assign(asked)
+        floors = await _floors(settings, consumer, asked, since_ms)
+        for tp in asked:
+            mark, floor = marks[tp.topic, tp.partition], floors[tp]
+            last: int | None = mark.offset
+            orphans = 0
+            if mark.number >= end_number:
+                last, orphans = await _orphans(settings, consumer, tp, capture_id, floor, mark.offset + 1, end_number)
+            first = None if last is None else await _first(settings, consumer, tp, capture_id, floor, last)
+            extents[tp.topic, tp.partition] = Extent(first, last, orphans)
+    return extents
+
+
+async def _floors(
+    settings: KafkaSettings, consumer: Any, asked: list[TopicPartition], since_ms: int | None
+) -> dict[TopicPartition, int]:
+    """The offset on each partition below which there is no record from `since_ms` or later, or none at all."""
+    if since_ms is None:
+        starts: dict[TopicPartition, int] = await consumer.beginning_offsets(asked)
+        return starts
+    slack = await _clock_slack_ms(settings, sorted({tp.topic for tp in asked}))
+    times = {tp: max(0, since_ms - slack[tp.topic]) for tp in asked}
+    found = await consumer.offsets_for_times(times)
+    ends = await consumer.end_offsets(asked)
+    return {tp: found[tp].offset if found.get(tp) else ends[tp] for tp in asked}
 
 
 async def _backwards(
@@ -83,26 +137,69 @@ async def _backwards(
     """Read windows from the end towards `floor`, each four times the one before, until one has a record of ours."""
     high = (await consumer.end_offsets([tp]))[tp]
     lowest = max(floor, (await consumer.beginning_offsets([tp]))[tp])
-    window = _WINDOW_MIN
-    while high > lowest:
-        low = max(lowest, high - window)
-        mark = await _newest(settings, consumer, tp, low, high, capture_id)
+    for low, end in _windows(lowest, high):
+        mark = None
+        async with contextlib.aclosing(_ours(settings, consumer, tp, low, end, capture_id)) as records:
+            async for one in records:
+                mark = one
         if mark is not None:
             return mark
-        high, window = low, min(window * 4, _WINDOW_MAX)
     return None
 
 
-async def _newest(
+def _windows(lowest: int, high: int) -> Iterator[tuple[int, int]]:
+    """(low, high) from the end backwards, each window four times as long as the one before."""
+    window = _WINDOW_MIN
+    while high > lowest:
+        low = max(lowest, high - window)
+        yield low, high
+        high, window = low, min(window * 4, _WINDOW_MAX)
+
+
+async def _orphans(
+    settings: KafkaSettings,
+    consumer: Any,
+    tp: TopicPartition,
+    capture_id: bytes,
+    floor: int,
+    high: int,
+    end_number: int,
+) -> tuple[int | None, int]:
+    """(offset of the newest record below `end_number`, records at or above it), from `high` backwards."""
+    lowest = max(floor, (await consumer.beginning_offsets([tp]))[tp])
+    orphans = 0
+    for low, end in _windows(lowest, high):
+        last = None
+        async with contextlib.aclosing(_ours(settings, consumer, tp, low, end, capture_id)) as records:
+            async for one in records:
+                if one.number < end_number:
+                    last = one.offset
+                else:
+                    orphans += 1
+        if last is not None:
+            return last, orphans
+    return None, orphans
+
+
+async def _first(
+    settings: KafkaSettings, consumer: Any, tp: TopicPartition, capture_id: bytes, floor: int, last: int
+) -> int:
+    """Offset of the oldest record of ours at or after `floor`; there is one at `last`."""
+    async with contextlib.aclosing(_ours(settings, consumer, tp, floor, last + 1, capture_id)) as records:
+        async for one in records:
+            return one.offset
+    return last
+
+
+async def _ours(
     settings: KafkaSettings, consumer: Any, tp: TopicPartition, low: int, high: int, capture_id: bytes
-) -> Mark | None:
-    newest = None
+) -> AsyncGenerator[Mark, None]:
+    """The records of a capture in an offset range."""
     async with contextlib.aclosing(read_ranges(settings, consumer, {tp: (low, high)})) as records:
         async for record in records:
             for name, content in record.headers:
                 if name == HEADER_NAME and len(content) == _HEADER_BYTES and content[:_ID_END] == capture_id:
-                    newest = Mark(content[_ID_END:], record.offset)
-    return newest
+                    yield Mark(content[_ID_END:], record.offset)
 
 
 async def wait_in_sync(settings: KafkaSettings, counts: Mapping[str, int], *, timeout_s: float = 60.0) -> None:
@@ -134,10 +231,26 @@ async def wait_in_sync(settings: KafkaSettings, counts: Mapping[str, int], *, ti
 
 
 async def _min_in_sync(admin: Any, topics: list[str]) -> dict[str, int]:
-    asked = [ConfigResource(ConfigResourceType.TOPIC, topic, {"min.insync.replicas": None}) for topic in topics]
-    needed = {}
-    for answer in await admin.describe_configs(asked):
-        for resource in answer.to_object()["resources"]:
-            for entry in resource["config_entries"]:
-                needed[resource["resource_name"]] = int(entry["config_value"])
-    return needed
+    name = "min.insync.replicas"
+    return {topic: int(value) for topic, value in (await _configs(admin, topics, name)).items()}
+
+
+async def _clock_slack_ms(settings: KafkaSettings, topics: list[str]) -> dict[str, int]:
+    """How far the records' timestamps may lie before the collector's clock: not at all, where they are ours.
+
+    A broker that sets them itself does so by its own clock. Where it does not say, the worst is assumed.
+    """
+    async with admin_client(settings) as admin:
+        kinds = await _configs(admin, topics, "message.timestamp.type")
+    return {topic: 0 if kinds.get(topic) == "CreateTime" else _DAY_MS for topic in topics}
+
+
+async def _configs(admin: Any, topics: list[str], name: str) -> dict[str, str]:
+    """The value of one setting of each topic; a topic that the broker does not tell about is left out."""
+    asked = [ConfigResource(ConfigResourceType.TOPIC, topic, {name: None}) for topic in topics]
+    return {
+        resource["resource_name"]: entry["config_value"]
+        for answer in await admin.describe_configs(asked)
+        for resource in answer.to_object()["resources"]
+        for entry in resource["config_entries"]
+    }
