@@ -15,12 +15,15 @@ from typing import Final
 import msgspec
 import zstandard
 
-from kcs.capture.format import CHUNK_RAW_BYTES_MAX, CHUNK_RECORDS_MAX, Malformed, Newer
+from kcs.capture.format import CHUNK_RAW_BYTES_MAX, CHUNK_RECORDS_MAX, PAYLOAD_BYTES_MAX, Malformed, Newer
 from kcs.model import FIELDS_OF_KIND, Fields, Kind
 
 RECORD: Final = Struct("<QIIB")
 RECORD_HEAD_BYTES: Final = RECORD.size
 _LENGTH: Final = Struct("<I")
+
+FIELDS_BYTES_MAX: Final = 1024 * 1024
+"""JSON of a record's fields: decoded, short texts take twenty times their bytes."""
 
 BATCH_RECORDS_MAX: Final = 512
 """Records in one list of `iter_batches`: few enough to stay in the cache, and to share the loop with others."""
@@ -86,6 +89,8 @@ def decode_fields(kind: int, body: bytes) -> tuple[Fields, bytes]:
     if len(body) < 4:
         raise Malformed("fields cut")
     end = 4 + _LENGTH.unpack_from(body)[0]
+    if end - 4 > FIELDS_BYTES_MAX:
+        raise Malformed(f"impossible fields of {end - 4} bytes; at most {FIELDS_BYTES_MAX}")
     if end > len(body):
         raise Malformed(f"fields of {end - 4} bytes in a body of {len(body)}")
     try:
@@ -126,6 +131,8 @@ def iter_batches(raw: bytes, first: int, count: int) -> Iterator[list[RawRecord]
     position = 0
     size = len(raw)
     stop = first + count
+    if size > PAYLOAD_BYTES_MAX:
+        _check_lengths(raw)
     try:
         for start in range(first, stop, BATCH_RECORDS_MAX):
             batch: list[RawRecord] = []
@@ -149,6 +156,16 @@ def iter_batches(raw: bytes, first: int, count: int) -> Iterator[list[RawRecord]
         raise Malformed(f"the chunk ends before its {count} records") from exc
     if position != size:
         raise Malformed(f"{size - position} bytes after the last record of the chunk")
+
+
+def _check_lengths(raw: bytes) -> None:
+    """Raises `Malformed` for a body beyond its bound; only a chunk larger than that may have one."""
+    position = 0
+    while position + RECORD_HEAD_BYTES <= len(raw):
+        length = RECORD.unpack_from(raw, position)[1]
+        if length > PAYLOAD_BYTES_MAX:
+            raise Malformed(f"impossible body of {length} bytes; at most {PAYLOAD_BYTES_MAX}")
+        position += RECORD_HEAD_BYTES + length
 
 
 @dataclass(frozen=True, slots=True)

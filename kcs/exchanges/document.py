@@ -5,7 +5,7 @@ as JSON, `rejected` turns the decoder's complaint into a verdict. `check_depth` 
 decode, for frames longer than `ANY_DEPTH_BYTES_MAX`. All of them raise FrameRejected and nothing else, in a time and
 memory linear in the payload.
 
-Reasons, a bounded set: empty, not_utf8, not_json, too_deep; missing_key, unknown_type, bad_type, bad_value.
+Reasons, a bounded set: empty, not_utf8, not_json, too_deep, too_large; missing_key, unknown_type, bad_type, bad_value.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ one capture must give the same records everywhere."""
 
 ANY_DEPTH_BYTES_MAX: Final = 2 * DEPTH_MAX
 """No document of this size is too deep: a level costs two bytes at least."""
+
+DOCUMENT_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Larger JSON is rejected: decoded, small elements take thirty times their bytes. Live takes half of it."""
 
 _OBJECT_LEVEL_BYTES: Final = len(b'{"":}')
 _DETAIL_LENGTH_MAX: Final = 200
@@ -62,7 +65,10 @@ def check_document(payload: bytes) -> None:
 
 
 def check_depth(payload: bytes) -> None:
-    """Raises FrameRejected when arrays and objects nest deeper than DEPTH_MAX; cheap for a single order book."""
+    """Raises FrameRejected when arrays and objects nest deeper than DEPTH_MAX, or the whole is larger than
+    DOCUMENT_BYTES_MAX; cheap for a single order book."""
+    if len(payload) > DOCUMENT_BYTES_MAX:
+        raise FrameRejected("too_large", f"{len(payload)} bytes, at most {DOCUMENT_BYTES_MAX}")
     # A book is long but has one array, after byte 0; then only objects could be deep, and they need more bytes.
     if len(payload) <= _OBJECT_LEVEL_BYTES * DEPTH_MAX and payload.find(b"[", 1) == payload.rfind(b"["):
         return

@@ -191,7 +191,7 @@ class UpbitAdapter:
     """Parses frames; see the module docstring for what the events mean and `base.Adapter` for the contract.
 
     Reasons for ignoring: heartbeat, subscriptions, candle, error_NAME, error_other. Reasons for rejecting: empty,
-    not_json, not_utf8, too_deep, unknown_type, missing_key, bad_type, bad_value.
+    not_json, not_utf8, too_deep, too_large, unknown_type, missing_key, bad_type, bad_value.
     """
 
     __slots__ = ()

@@ -23,7 +23,17 @@ CHANNEL_OF = {Trade: "trade", OrderBook: "orderbook", Ticker: "ticker"}
 IGNORED = {"heartbeat", "subscriptions", "candle", "error_other"} | {
     f"error_{name}" for name in ("invalid_auth", "wrong_format", "no_ticket", "no_type", "no_codes", "invalid_param")
 }
-REJECTED = {"empty", "not_json", "not_utf8", "too_deep", "unknown_type", "missing_key", "bad_type", "bad_value"}
+REJECTED = {
+    "empty",
+    "not_json",
+    "not_utf8",
+    "too_deep",
+    "too_large",
+    "unknown_type",
+    "missing_key",
+    "bad_type",
+    "bad_value",
+}
 
 
 def expected_of(frame: Path) -> dict[str, Any]:
@@ -135,29 +145,30 @@ def test_the_common_spelling_goes_the_fast_way(monkeypatch: pytest.MonkeyPatch) 
             assert outcome(b"[" + golden(f"{kind}-{wire_format}") + b"]")["events"]
 
 
-MIB30 = 30 * 1024 * 1024
+MIB15 = 15 * 1024 * 1024
 
 
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (b"[" * MIB30, "too_deep"),
+        (b"[" * MIB15, "too_deep"),
         (b'{"type":' * 100_000 + b"1" + b"}" * 100_000, "too_deep"),
-        (b"[]," * (MIB30 // 3), "not_json"),
-        (b'"' + b'\\"' * (MIB30 // 2) + b"[" * 1000, "not_json"),
-        (b'{"type":"' + b"a" * MIB30 + b'"}', "unknown_type"),
-        (b" " * MIB30, "empty"),
-        (b"\xff" * MIB30, "not_utf8"),
+        (b"[]," * (MIB15 // 3), "not_json"),
+        (b'"' + b'\\"' * (MIB15 // 2) + b"[" * 1000, "not_json"),
+        (b'{"type":"' + b"a" * MIB15 + b'"}', "unknown_type"),
+        (b" " * MIB15, "empty"),
+        (b"\xff" * MIB15, "not_utf8"),
         (b"\x00", "not_json"),
+        (b'{"type":"trade","x":[' + b"0," * (9 * 1024 * 1024), "too_large"),
     ],
-    ids=["open", "objects", "siblings", "escapes", "long-type", "blank", "not-utf8", "nul"],
+    ids=["open", "objects", "siblings", "escapes", "long-type", "blank", "not-utf8", "nul", "large"],
 )
 def test_hostile_bytes_are_rejected_in_linear_time(payload: bytes, reason: str) -> None:
     assert outcome(payload) == {"rejected": reason}
 
 
 def test_a_long_frame_is_no_reason_to_reject() -> None:
-    big = b'{"type":"trade","note":"' + b"[" * MIB30 + b'",' + golden("trade-default").removeprefix(b'{"type":"trade",')
+    big = b'{"type":"trade","note":"' + b"[" * MIB15 + b'",' + golden("trade-default").removeprefix(b'{"type":"trade",')
     assert outcome(big) == outcome(golden("trade-default"))
 
 
