@@ -10,7 +10,7 @@ venue's protocol can answer: `proves` says by what, and `gaps` are what it and t
 a checksum (`verifiable` False) a loss inside a connection leaves no trace, and nobody may call the capture complete.
 
 Files of one run are one log: give them to `verify` in their order with one `Runs`, and what is missing between two of
-them shows. Whether all of it is in Kafka is `kcs.delivered`'s question; it gives `verify` the sink.
+them shows. Whether all of it is in Kafka is `kcs.verify_topics`' question; it gives `verify` the sink.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from kcs.errors import UsageError
 
 if TYPE_CHECKING:
     from kcs.config import Config
-    from kcs.delivered import Delivered
-    from kcs.kafka.findings import Finding, TopicReport
+    from kcs.kafka.findings import Finding, Stated, TopicReport
     from kcs.model import Gap
     from kcs.verify import Verdict
+    from kcs.verify_topics import TopicVerdicts
 
 _FINDINGS_SHOWN = 5
 """Findings of one fault on a terminal; --json has more."""
@@ -90,8 +90,8 @@ def _verify_topics(
 ) -> int:
     from kcs.cli.running import run_async
     from kcs.cli.sinks import warned
-    from kcs.delivered import verify_delivered
     from kcs.kafka.settings import KafkaSettings
+    from kcs.verify_topics import verify_topics
 
     assert config.bootstrap is not None
     warnings = warned("kafka", config)
@@ -101,9 +101,7 @@ def _verify_topics(
         def show(read: int, total: int) -> None:
             bar.update(read / max(total, 1), f"{read:,} of {total:,} records")
 
-        found = verify_delivered(
-            captures, settings, run=run_async, template=template, expected=digest, on_progress=show
-        )
+        found = verify_topics(captures, settings, run=run_async, template=template, expected=digest, on_progress=show)
     for verdict, used in zip(found.verdicts, found.templates, strict=True):
         assert verdict.topics is not None
         if json:
@@ -158,10 +156,10 @@ def _gap_json(gap: Gap) -> dict[str, Any]:
     }
 
 
-def _topics_json(report: TopicReport, template: str, found: Delivered) -> dict[str, Any]:
+def _topics_json(report: TopicReport, template: str, found: TopicVerdicts) -> dict[str, Any]:
     import msgspec
 
-    contradictions = report.contradictions
+    stated = report.stated
     return {
         "ok": report.ok,
         "cluster": found.cluster_id,
@@ -188,7 +186,15 @@ def _topics_json(report: TopicReport, template: str, found: Delivered) -> dict[s
             {"topic": topic, "partition": partition, "offset": offset}
             for (topic, partition), offset in report.log_starts.items()
         ],
-        "receipt": None if contradictions is None else [msgspec.to_builtins(one) for one in contradictions],
+        "receipt": None
+        if stated is None
+        else {
+            "whole": stated.whole,
+            "recovered": stated.recovered,
+            "failed": stated.failed,
+            "uncaptured": stated.uncaptured,
+            "contradicts": [msgspec.to_builtins(one) for one in report.contradictions],
+        },
         "read": {
             "records": found.read,
             "other_captures": found.other_captures,
@@ -200,7 +206,7 @@ def _topics_json(report: TopicReport, template: str, found: Delivered) -> dict[s
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
-def _topic_rows(report: TopicReport, template: str, found: Delivered) -> list[tuple[str, str]]:
+def _topic_rows(report: TopicReport, template: str, found: TopicVerdicts) -> list[tuple[str, str]]:
     rows = [
         (
             "topics",
@@ -230,10 +236,23 @@ def _topic_rows(report: TopicReport, template: str, found: Delivered) -> list[tu
         )
     if report.broker_times:
         rows.append(("note", f"{report.broker_times:,} timestamps were set by the broker and are not compared"))
-    for one in report.contradictions or ():
+    if report.stated is not None:
+        rows += _receipt_notes(report.stated)
+    for one in report.contradictions:
         said, seen = ("none" if pair is None else f"{pair[0]:,} to {pair[1]:,}" for pair in (one.receipt, one.found))
         rows.append(("RECEIPT", f"{one.topic}[{one.partition}]: offsets {said} by the receipt, {seen} in the topic"))
     return rows
+
+
+def _receipt_notes(stated: Stated) -> list[tuple[str, str]]:
+    """What the receipt itself says is not as usual."""
+    notes = (
+        (stated.recovered, "delivered, in part at least, after its run had ended"),
+        (not stated.whole, "the capture had holes when it was delivered"),
+        (stated.failed, f"{stated.failed:,} records were refused by the broker"),
+        (stated.uncaptured, f"{stated.uncaptured:,} records have frames beyond the capture's end"),
+    )
+    return [("receipt", text) for true, text in notes if true]
 
 
 def _finding_text(finding: Finding) -> str:

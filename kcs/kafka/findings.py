@@ -53,7 +53,8 @@ class TopicReport:
     """What became of one capture in the topics; the words are those of the module docstring.
 
     `offsets` are those of the first and the last position present. `log_starts`: partitions whose first records are
-    missing while the broker's log does not begin at 0. `contradictions` None: there is no receipt to compare with.
+    missing while the broker's log does not begin at 0. `stated`: what the receipt says, where there is one, and the
+    `contradictions` to it.
     """
 
     expected: int
@@ -75,7 +76,8 @@ class TopicReport:
     findings: tuple[Finding, ...]
     offsets: Mapping[Place, tuple[int, int]]
     log_starts: Mapping[Place, int]
-    contradictions: tuple[Contradiction, ...] | None
+    stated: Stated | None
+    contradictions: tuple[Contradiction, ...]
 
     @property
     def ok(self) -> bool:
@@ -86,10 +88,17 @@ class TopicReport:
 
 @dataclass(slots=True, frozen=True)
 class Stated:
-    """What a receipt says: (first, last) offset by place. `whole` False: only of what a later delivery added."""
+    """What a receipt says: (first, last) offset by place, and how it came about.
+
+    `whole` False: the capture had holes when it was delivered, so records whose frames are in them may be the first or
+    the last. `failed` records were refused by the broker, `uncaptured` ones have frames beyond the capture's end.
+    """
 
     offsets: Mapping[Place, tuple[int, int]]
     whole: bool = True
+    recovered: bool = False
+    failed: int = 0
+    uncaptured: int = 0
 
 
 class Reporter:
@@ -128,12 +137,13 @@ class Reporter:
                 for line in lines
                 if self.starts.get(line.place, 0) > 0 and line.leading()
             },
-            contradictions=None if self.stated is None else tuple(self._contradictions(self.stated)),
+            stated=self.stated,
+            contradictions=() if self.stated is None else tuple(self._contradictions(self.stated)),
         )
 
     def _absent(self, line: Line) -> int:
         """Name the runs of absent positions of one partition; returns how many of them have expired."""
-        expired = max(0, min(line.leading(), self._dropped(line)))
+        expired = min(line.leading(), self._dropped(line))
         for first, end in line.runs():
             for fault, low, high in (("expired", first, min(end, expired)), ("missing", max(first, expired), end)):
                 if low < high:
@@ -148,9 +158,7 @@ class Reporter:
         if said is None:
             return 0
         first, last = said
-        gone = min(self.starts.get(line.place, 0), last + 1) - first
-        whole = self.stated is None or self.stated.whole
-        return gone if whole or gone <= 0 else line.shelf.count
+        return max(0, min(self.starts.get(line.place, 0), last + 1) - first)
 
     def _contradictions(self, stated: Stated) -> Iterable[Contradiction]:
         found = {
@@ -166,12 +174,12 @@ class Reporter:
     def _agree(self, place: Place, said: tuple[int, int] | None, seen: tuple[int, int] | None, whole: bool) -> bool:
         start = self.starts.get(place, 0)
         if said is None:
-            return not whole  # a later delivery adds nothing where all was there
+            return False
         first, last = said
         if last < start:
             return seen is None
         if seen is None:
             return False
         if not whole:
-            return seen[0] <= max(first, start) and last == seen[1]
+            return max(first, start) <= seen[0] and seen[1] <= last
         return seen[1] == last and (seen[0] == first if first >= start else seen[0] >= start)

@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import msgspec
-
 from kcs.capture.format import CaptureHeader
 from kcs.capture.reader import CaptureReader
 from kcs.errors import CaptureError, KafkaError, UsageError
@@ -28,7 +26,7 @@ from kcs.kafka.partition import partition_of
 from kcs.kafka.settings import KafkaSettings, check_template, topic_names
 from kcs.kafka.spool import Expectation, Place
 from kcs.kafka.topics import is_embedded
-from kcs.live.receipt import delivery_path, receipt_path
+from kcs.live.receipt import Receipt, delivery_path, read_delivery, read_receipt, receipt_path
 from kcs.model import CHANNELS
 from kcs.sink import RECORD_SCHEMA_VERSION
 from kcs.verify import Runs, Verdict, in_run_order, verify
@@ -46,27 +44,20 @@ class Run(Protocol):
     def __call__(self, main: Callable[[], Coroutine[Any, Any, T]], /) -> T: ...
 
 
-class _Range(msgspec.Struct, frozen=True):
-    first: int
-    last: int
+@dataclass(slots=True, frozen=True)
+class _Beside:
+    """What stands beside a capture of where it went. `cluster` None: it was never begun to be delivered."""
 
-
-class _Beside(msgspec.Struct, frozen=True):
-    """What a delivery file or a receipt says of where a capture went. A mended capture's receipt may be `recovered`, or
-    not `whole`: its offsets are those of what was delivered then, not of all."""
-
-    cluster: str
+    cluster: str | None
     template: str
     record_schema: int
-    headers: bool = True
-    partitions: dict[str, int] = {}
-    offsets: dict[str, dict[int, _Range]] | None = None
-    whole: bool = True
-    recovered: bool = False
+    headers: bool
+    partitions: Mapping[str, int]
+    stated: Stated | None
 
 
 @dataclass(slots=True, frozen=True)
-class Delivered:
+class TopicVerdicts:
     """The verdicts, in the order of the runs, and what the reading met. `templates`: one a verdict."""
 
     verdicts: tuple[Verdict, ...]
@@ -103,7 +94,7 @@ class _Target:
         return audit.expect(self.header.capture_id, place_of)
 
 
-def verify_delivered(
+def verify_topics(
     paths: Sequence[Path],
     settings: KafkaSettings,
     *,
@@ -111,7 +102,7 @@ def verify_delivered(
     template: str | None = None,
     expected: str | None = None,
     on_progress: Progress | None = None,
-) -> Delivered:
+) -> TopicVerdicts:
     """Verify captures and what the cluster at `settings.bootstrap` has of them.
 
     `template` None: where their delivery files or receipts say. `expected` is a digest, for one capture. `run` runs
@@ -120,7 +111,7 @@ def verify_delivered(
     if template is not None:
         check_template(template)
     headers = _headers(in_run_order(paths))
-    beside = [_beside(path) for path, _ in headers]
+    beside = [_beside(path, header.capture_id) for path, header in headers]
     wanted = {
         topic
         for (_, header), known in zip(headers, beside, strict=True)
@@ -139,7 +130,7 @@ def verify_delivered(
             replace(verdict, topics=audit.report(target.header.capture_id, starts, target.stated))
             for target, verdict in zip(targets, verdicts, strict=True)
         ]
-        return Delivered(
+        return TopicVerdicts(
             verdicts=tuple(verdicts),
             templates=tuple(target.template for target in targets),
             cluster_id=found.cluster_id,
@@ -155,29 +146,40 @@ def _headers(paths: Iterable[Path]) -> list[tuple[Path, CaptureHeader]]:
     for path in paths:
         with CaptureReader(path, strict=False) as reader:
             headers.append((path, reader.header))
-        other = seen.setdefault(reader.header.capture_id, path)
-        if other is not path:
+        other = seen.get(reader.header.capture_id)
+        if other is not None:
             raise UsageError(f"the same capture twice: {other} and {path}", remedy="name each capture once")
+        seen[reader.header.capture_id] = path
     return headers
 
 
-def _beside(path: Path) -> _Beside | None:
-    """What is said beside a capture: the receipt's words, the delivery file's where it says more."""
-    receipt, delivery = _decoded(receipt_path(path)), _decoded(delivery_path(path))
-    if receipt is None or delivery is None:
-        return receipt or delivery
-    return msgspec.structs.replace(receipt, partitions={**delivery.partitions, **receipt.partitions})
-
-
-def _decoded(path: Path) -> _Beside | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_Beside)
-    except FileNotFoundError:
+def _beside(path: Path, capture_id: bytes) -> _Beside | None:
+    """What is said beside a capture: the receipt's words, and the partition counts of the delivery file."""
+    receipt, delivery = read_receipt(path), read_delivery(path)
+    for one, its_path in ((receipt, receipt_path(path)), (delivery, delivery_path(path))):
+        if one is not None and one.capture != capture_id.hex():
+            raise CaptureError(f"it is about capture {one.capture}, not {capture_id.hex()}", where=str(its_path))
+    partitions = {} if delivery is None else delivery.partitions
+    if receipt is not None:
+        stated = _stated(receipt)
+        return _Beside(receipt.cluster, receipt.template, receipt.record_schema, receipt.headers, partitions, stated)
+    if delivery is None:
         return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CaptureError(
-            f"it cannot be read: {error}", where=str(path), remedy="--template names the topics"
-        ) from None
+    return _Beside(delivery.cluster, delivery.template, delivery.record_schema, delivery.headers, partitions, None)
+
+
+def _stated(receipt: Receipt) -> Stated:
+    return Stated(
+        offsets={
+            (topic, partition): (of.first, of.last)
+            for topic, partitions in receipt.offsets.items()
+            for partition, of in partitions.items()
+        },
+        whole=receipt.whole,
+        recovered=receipt.recovered,
+        failed=receipt.records.failed,
+        uncaptured=receipt.uncaptured,
+    )
 
 
 def _template(given: str | None, known: _Beside | None) -> str:
@@ -208,6 +210,12 @@ def _target(
                 f"none of the topics exists: {', '.join(names)}", where=where, remedy="--template with {channel} in it"
             )
         return _Target(path, header, template, None, {}, None)
+    if known.cluster is None:
+        raise CaptureError(
+            "nothing of it was delivered: the broker was away when it was captured",
+            where=str(path),
+            remedy=f"kcs recover --produce {path}",
+        )
     if known.cluster != found.cluster_id:
         raise KafkaError(
             f"{path.name} was delivered to cluster {known.cluster}, this is {found.cluster_id}",
@@ -222,18 +230,7 @@ def _target(
             where=str(path),
             remedy="verify it with the version of kcs that delivered it",
         )
-    return _Target(path, header, template, known.cluster, known.partitions, _stated(known))
-
-
-def _stated(known: _Beside) -> Stated | None:
-    if known.offsets is None:
-        return None
-    offsets = {
-        (topic, partition): (of.first, of.last)
-        for topic, partitions in known.offsets.items()
-        for partition, of in partitions.items()
-    }
-    return Stated(offsets, known.whole and not known.recovered)
+    return _Target(path, header, template, known.cluster, known.partitions, known.stated)
 
 
 def _expect(audit: Audit, targets: Sequence[_Target], found: Survey, expected: str | None) -> list[Verdict]:
