@@ -23,17 +23,9 @@ CHANNEL_OF = {Trade: "trade", OrderBook: "orderbook", Ticker: "ticker"}
 IGNORED = {"heartbeat", "subscriptions", "candle", "error_other"} | {
     f"error_{name}" for name in ("invalid_auth", "wrong_format", "no_ticket", "no_type", "no_codes", "invalid_param")
 }
-REJECTED = {
-    "empty",
-    "not_json",
-    "not_utf8",
-    "too_deep",
-    "too_large",
-    "unknown_type",
-    "missing_key",
-    "bad_type",
-    "bad_value",
-}
+REJECTED = {"empty", "not_json", "not_utf8", "too_deep", "too_large"} | {
+    "unknown_type", "missing_key", "bad_type", "bad_value"
+}  # fmt: skip
 
 
 def expected_of(frame: Path) -> dict[str, Any]:
@@ -69,7 +61,7 @@ def test_there_are_golden_frames_of_each_outcome() -> None:
     kinds = {kind for frame in GOLDEN for kind in expected_of(frame)}
     assert kinds == {"events", "ignored", "rejected"}
     reasons = {reason for frame in GOLDEN for kind, reason in expected_of(frame).items() if kind != "events"}
-    assert reasons == IGNORED | REJECTED
+    assert reasons == IGNORED | REJECTED - {"too_large"}, "16 MiB are no fixture"
 
 
 @pytest.mark.parametrize("frame", GOLDEN, ids=lambda path: path.stem)
