@@ -55,6 +55,9 @@ TRADE_WINDOW: Final = 128
 MARKETS_MAX: Final = 16_384
 """Markets of one exchange that are remembered; the largest venues list a tenth. Invented ones must not fill memory."""
 
+STATE_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Payload of a state record: decoded, short texts take twenty times their bytes. A large book takes a tenth of it."""
+
 BOOK_WINDOW: Final = 64
 """Different books of one market with one and the same time that are remembered."""
 
@@ -390,6 +393,8 @@ class Pipeline:
         return states
 
     def _load(self, stream: int, market: str, payload: bytes) -> None:
+        if len(payload) > STATE_BYTES_MAX:
+            raise ValueError(f"{len(payload):,} bytes, at most {STATE_BYTES_MAX:,}")
         state = msgspec.json.decode(payload, type=_MarketState)
         if state.adapter is not None:
             self._adapter.load(stream, market, state.adapter)

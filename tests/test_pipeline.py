@@ -428,7 +428,7 @@ def test_the_tap_sees_exactly_what_is_emitted() -> None:
     assert len(sink.records) == 2
 
 
-@pytest.mark.parametrize("state", [b"garbage", b"", b"\xff", b'{"trades":[1]}', b"[" * 5000])
+@pytest.mark.parametrize("state", [b"garbage", b"", b"\xff", b'{"trades":[1]}', b"[" * 5000, b" " * 8_400_000 + b"{}"])
 def test_a_state_that_is_none_is_an_error_that_names_the_record(state: bytes) -> None:
     pipeline, _, _ = build()
     pipeline.number = 7
