@@ -22,39 +22,37 @@ writes or delivers it), CaptureError, KafkaError (try again later). Callers: the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from kcs.capture.framecount import FrameCount
 from kcs.capture.leftover import PARTIAL
 from kcs.capture.osfile import assert_not_locked
-from kcs.capture.reader import CaptureReader, Damage, RawRecord
+from kcs.capture.reader import CaptureReader, RawRecord
 from kcs.clock import NS_PER_MS, NS_PER_S, Clock
-from kcs.errors import CaptureError, ConfigError, UndeliverableError
+from kcs.destination import channels_of, check_cluster, check_file, settings_of
+from kcs.errors import CaptureError, KafkaError, UndeliverableError
 from kcs.exchanges import venue
 from kcs.kafka import marks as kafka_marks
-from kcs.kafka import topics
 from kcs.kafka.link import Connect, connect
 from kcs.kafka.marks import Extent, Marks
 from kcs.kafka.resume import ResumingSink
-from kcs.kafka.settings import REPLAY_BUFFER_BYTES, KafkaSettings, topic_name
+from kcs.kafka.settings import KafkaSettings
 from kcs.kafka.sink import KafkaSink
 from kcs.live.receipt import (
     Claim,
     DeliveryFile,
     DeliveryInfo,
     Missing,
-    delivery_path,
     read_delivery,
     receipt_path,
     write_delivery,
     write_receipt,
 )
-from kcs.model import CHANNELS
 from kcs.pipeline import Pipeline
-from kcs.sink import RECORD_SCHEMA_VERSION
 from kcs.stats import Ledger
 
 SETTLE_S: Final = 5.0
@@ -62,7 +60,6 @@ SLICE_RECORDS: Final = 128
 _MARGIN_NS: Final = 1 * NS_PER_S
 """Marks are looked for from so long before the capture's beginning on."""
 _DAMAGE_SHOWN: Final = 20
-_REPLAY: Final = "kcs replay FILE --topic ... delivers all of it into topics of its own"
 
 Log = Callable[[str, str], None]
 """log(level, text); level is `info`, `warning` or `error`."""
@@ -132,15 +129,12 @@ async def deliver(
     """
     claim = Claim(path)
     try:
-        if path.name.endswith(PARTIAL):
-            assert_not_locked(path)
-        if receipt_path(path).exists():
-            raise CaptureError("it has a receipt: nothing of it is left to deliver", where=str(path))
+        _check_left(path)
         delivery = read_delivery(path)
         assert delivery is not None, "a claim is a lock on it"
         with CaptureReader(path, strict=False) as reader:
-            job = _Job(reader, _settings(path, delivery, settings), clock, delivery, claim, log, stop)
-            job.check()
+            check_file(path, reader.header, delivery)
+            job = _Job(reader, settings_of(path, delivery, settings), clock, delivery, claim, log, stop)
             job.on_progress = on_progress
             return await job.run(settle_s, drain_s, connector)
     finally:
@@ -192,17 +186,12 @@ def described(done: Delivered) -> str:
     return text
 
 
-def _settings(path: Path, delivery: DeliveryFile, settings: KafkaSettings) -> KafkaSettings:
-    try:
-        return replace(
-            settings,
-            template=delivery.template,
-            headers=True,
-            retention_forever=False,
-            buffer_bytes_max=min(settings.buffer_bytes_max, REPLAY_BUFFER_BYTES),
-        )
-    except ConfigError as error:
-        raise UndeliverableError(error.what, where=str(delivery_path(path)), remedy=_REPLAY) from error
+def _check_left(path: Path) -> None:
+    """Raises CaptureBusyError while it is written, CaptureError when nothing is left to deliver."""
+    if path.name.endswith(PARTIAL) and path.exists():
+        assert_not_locked(path)
+    if receipt_path(path).exists():
+        raise CaptureError("it has a receipt: nothing of it is left to deliver", where=str(path))
 
 
 class _Job:
@@ -233,52 +222,6 @@ class _Job:
         self.next_number = 0
         """The number after the last record that was fed."""
 
-    # --- what must be true --------------------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Raises UndeliverableError for a capture that cannot be continued."""
-        delivery, where = self.delivery, str(delivery_path(self.path))
-        if delivery.capture != self.header.capture_id.hex():
-            what = f"it is about capture {delivery.capture}, not {self.header.capture_id.hex()}"
-            raise UndeliverableError(what, where=where, remedy="put the right one beside the capture")
-        if not delivery.headers:
-            what = "its records carry no positions (headers were off), so nobody can tell what is in Kafka already"
-            raise UndeliverableError(what, where=str(self.path), remedy=_REPLAY)
-        if delivery.record_schema != RECORD_SCHEMA_VERSION:
-            what = (
-                f"what is in Kafka of it was made under record schema {delivery.record_schema}, "
-                f"this kcs makes {RECORD_SCHEMA_VERSION}: half of one and half of the other helps nobody"
-            )
-            raise UndeliverableError(what, where=str(self.path), remedy=f"the kcs that wrote it, or: {_REPLAY}")
-
-    async def _check_cluster(self) -> None:
-        """The cluster is the one that has the first part, and has its topics as they were, or larger."""
-        found, named = await topics.cluster_id(self.settings), self.delivery.cluster
-        if named is not None and named != found:
-            what = f"its records went to cluster {named}, and this is cluster {found}"
-            raise UndeliverableError(
-                what, where=f"{self.path}, Kafka at {self.settings.bootstrap}", remedy="-b with that cluster's brokers"
-            )
-        counts = self.delivery.partitions
-        present = await topics.partition_counts(self.settings, counts)
-        for topic, count in sorted(counts.items()):
-            where = f"topic {topic} at {self.settings.bootstrap}"
-            if topic not in present:
-                what = f"it is gone, and {self.path.name} went there"
-                remedy = f"create it again with {count} partitions (then all of the capture is delivered), or {_REPLAY}"
-                raise UndeliverableError(what, where=where, remedy=remedy)
-            if present[topic] < count:
-                what = f"it has {present[topic]} partitions, but the records of {self.path.name} went to {count}"
-                raise UndeliverableError(what, where=where, remedy=_REPLAY)
-
-    def _channels(self) -> list[str]:
-        """The channels that the run produced: those whose topics the delivery file has, else those subscribed to."""
-        if self.delivery.partitions:
-            named = {channel: topic_name(self.settings.template, channel, self.header.exchange) for channel in CHANNELS}
-            return [channel for channel, topic in named.items() if topic in self.delivery.partitions]
-        asked = self.header.options.get("channels")
-        return [str(channel) for channel in asked] if isinstance(asked, Sequence) else list(CHANNELS)
-
     @property
     def since_ns(self) -> int:
         """No record of the capture was received earlier; 0 where its header is lost."""
@@ -299,17 +242,21 @@ class _Job:
                 await self._unless_stopped(sink.drain())
             except _Stopped:
                 stopped = True
-                await sink.drain(drain_s)
+                with contextlib.suppress(KafkaError):  # in flight is in flight, whatever the reason
+                    await sink.drain(drain_s)
             self.ledger.settle(resuming.skipped + sink.acked, sink.failed)
+            self.ledger.check()
             return await self._finish(pipeline, sink, resuming.skipped, found, stopped, started_ns)
         finally:
             await sink.close(0)
 
     async def _prepare(self, sink: KafkaSink, settle_s: float) -> Marks:
         """Everything up to the marks."""
-        await self._check_cluster()
-        await sink.open([self.header.exchange], self._channels(), partitions=self.delivery.partitions)
-        if self.delivery.cluster is None or not self.delivery.partitions:
+        delivery = self.delivery
+        await check_cluster(self.path, delivery, self.settings)
+        channels = channels_of(self.header, delivery, self.settings.template)
+        await sink.open([self.header.exchange], channels, partitions=delivery.partitions)
+        if delivery.cluster is None or not delivery.partitions:
             write_delivery(self.path, self.header.capture_id, self._info(sink), fsync=True, claim=self.claim)
         await kafka_marks.wait_in_sync(self.settings, sink.partitions())
         if settle_s > 0:
@@ -446,18 +393,12 @@ class _Job:
             f"record {one.number} says {one.said} frames of stream {one.stream} by then, here are {one.counted}"
             for one in self.counted.found
         ]
-        holes = self.reader.holes
-        if not texts and not holes:
+        if not texts and not self.reader.holes:
             return None
-        records = _lost(damage, holes)
-        self.ledger.unread = records or 1
+        known = max(self.reader.holes, sum(one.records_lost or 0 for one in damage))
+        known += sum(max(0, one.said - one.counted) for one in self.counted.found)
+        unknown = sum(one.records_lost is None for one in damage)
+        self.ledger.unread = known + unknown
         if len(texts) > _DAMAGE_SHOWN:
             texts[_DAMAGE_SHOWN:] = [f"and {len(texts) - _DAMAGE_SHOWN} more: kcs verify names them"]
-        return Missing(records, tuple(texts))
-
-
-def _lost(damage: Sequence[Damage], holes: int) -> int | None:
-    """Records missing in all; None where a damaged place does not tell."""
-    if any(one.records_lost is None for one in damage):
-        return None
-    return max(holes, sum(one.records_lost or 0 for one in damage))
+        return Missing(None if unknown else known, tuple(texts))

@@ -24,7 +24,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capture": {"errors", "clock", "model"},
     "kafka": {"errors", "clock", "sink", "stats"},
     "live": {"errors", "clock", "model", "sink", "stats", "pipeline", "exchanges", "capture"},
-    "deliver": {"errors", "clock", "model", "sink", "stats", "pipeline", "exchanges", "capture", "kafka", "live"},
+    "destination": {"errors", "model", "sink", "capture", "kafka", "live"},
+    "deliver": {"errors", "clock", "sink", "stats", "pipeline", "exchanges", "capture", "kafka", "live"}
+    | {"destination"},
     "replay": {"errors", "clock", "model", "sink", "stats", "pipeline", "exchanges", "capture"},
     "sim": {"errors", "clock", "model", "capture"},
     "export": {"errors", "clock", "model"},
