@@ -282,13 +282,12 @@ class _Job:
             while start < len(batch):
                 if left <= 0:
                     left = SLICE_RECORDS
-                    await asyncio.sleep(0)
-                    self._look()
+                    await self._turn()
                 records = batch[start : start + left]
                 await self._slice(pipeline, sink, records)
                 start += len(records)
                 left -= len(records)
-        self._look()
+        await self._turn()
 
     async def _slice(self, pipeline: Pipeline, sink: ResumingSink, records: list[RawRecord]) -> None:
         for record in records:
@@ -297,9 +296,11 @@ class _Job:
             pipeline.record(record)
             self.next_number = record[0] + 1
 
-    def _look(self) -> None:
+    async def _turn(self) -> None:
+        """Tell how far it is, and let the loop do what else there is. Raises _Stopped."""
         if self.on_progress is not None:
             self.on_progress(self.next_number)
+        await asyncio.sleep(0)
         if self.stop is not None and self.stop.is_set():
             raise _Stopped
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 from collections.abc import Iterable
@@ -399,6 +400,8 @@ def test_a_delivery_that_began_without_a_broker_is_put_right_before_the_first_re
 
     def decide(place: tuple[str, int], batch: Any) -> Answer:
         known.append(read_delivery(path))
+        with pytest.raises(CaptureBusyError):
+            Claim(path)  # the new file is held as the old one was
         return Answer()
 
     broker.decide = decide
@@ -511,6 +514,25 @@ def test_told_to_stop_it_ends_soon_and_the_next_run_goes_on(broker: Broker, path
     assert "the next start goes on" in described(done)
     assert not run(broker, path, stop=asyncio.Event()).stopped
     assert broker.holds() == made_by(path, COUNTS)
+
+
+def test_others_get_their_turn_every_128_records(broker: Broker, path: Path) -> None:
+    async def go() -> list[int]:
+        fed, seen = [0], []
+
+        async def spin() -> None:
+            while True:
+                seen.append(fed[-1])
+                await asyncio.sleep(0)
+
+        spinner = asyncio.ensure_future(spin())
+        await delivering(broker, path, on_progress=fed.append)
+        spinner.cancel()
+        return [*seen, fed[-1]]
+
+    seen = asyncio.run(go())
+    assert seen[-1] == 600
+    assert max(b - a for a, b in itertools.pairwise(seen)) <= module.SLICE_RECORDS
 
 
 def test_told_to_stop_while_it_waits_for_replicas(broker: Broker, path: Path) -> None:
