@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from kcs.errors import CaptureError, NotACaptureError
 from kcs.live.receipt import receipt_path
 from kcs.model import CloseFields, Kind, OpenFields
 from kcs.sink import RECORD_SCHEMA_VERSION
-from kcs.verify import verify
-from tests.replay.making import MS, START_NS, make, make_with_ancillary, trade, trades, writer
+from kcs.verify import Runs, Verdict, in_run_order, verify
+from tests.delivering import rotated
+from tests.replay.making import MS, START_NS, ListSink, make, make_with_ancillary, trade, trades, writer
 
 
 def write_receipt(capture: Path, **fields: object) -> Path:
@@ -188,6 +190,67 @@ def test_a_close_that_counted_other_frames_is_not_whole(tmp_path: Path, said: in
     assert verdict.holes == 0
     assert verdict.whole == (said in {100, 0})
     assert verdict.miscounted == (() if verdict.whole else (Miscount(101, 0, said, 100),))
+
+
+# --- files of one run -------------------------------------------------------------------------------------------------
+
+
+def run_of(paths: Sequence[Path]) -> list[Verdict]:
+    runs = Runs()
+    return [verify(path, runs=runs) for path in in_run_order(paths)]
+
+
+def test_files_of_a_run_continue_each_other(tmp_path: Path) -> None:
+    paths = rotated(tmp_path)
+    verdicts = run_of([paths[1], paths[2], paths[0]])
+    assert [verdict.path for verdict in verdicts] == paths
+    assert all(verdict.ok for verdict in verdicts)
+
+
+@pytest.mark.parametrize(("drop", "found"), [((0, 1), 1), ((1, 7), 2), ((1, 40), 2)])
+def test_frames_missing_between_two_files_of_a_run_show(tmp_path: Path, drop: tuple[int, int], found: int) -> None:
+    paths = rotated(tmp_path, drop=drop)
+    verdicts = run_of(paths)
+    assert [len(verdict.miscounted) for verdict in verdicts] == [int(n == found) for n in range(3)]
+    (miscount,) = verdicts[found].miscounted
+    assert (miscount.number, miscount.said, miscount.said - miscount.counted) == (0, 40 * found, drop[1])
+    assert [verify(path).whole for path in paths] == [True] * 3, "no file alone can tell"
+    assert [verify(path).whole for path in paths[::-1]] == [True] * 3
+
+
+def test_a_file_left_out_is_said_and_is_no_whole_log(tmp_path: Path) -> None:
+    paths = rotated(tmp_path, files=5)
+    verdicts = run_of([paths[0], paths[1], paths[4]])
+    assert [verdict.absent for verdict in verdicts] == [None, None, (2, 3)]
+    assert [verdict.ok for verdict in verdicts] == [True, True, False]
+    assert verdicts[2].whole, "the file itself is"
+    assert all(verdict.ok for verdict in run_of(paths[2:])), "nobody asked for the beginning"
+
+
+def test_what_damage_explains_is_not_told_again_in_the_next_file(tmp_path: Path) -> None:
+    paths = rotated(tmp_path)
+    with CaptureReader(paths[0]) as reader:
+        last = list(reader.chunks())[-1]
+    flip(paths[0], last.offset + DESCRIPTOR_BYTES + 9)
+    first, second, _ = run_of(paths)
+    assert first.holes == 20
+    assert second.miscounted == ()
+
+
+def test_runs_do_not_mix(tmp_path: Path) -> None:
+    one, other = rotated(tmp_path / "one"), make(tmp_path, 50, trades(10))
+    assert [verdict.ok for verdict in run_of([one[0], other, one[1]])] == [True] * 3
+    assert in_run_order([one[1], other, one[0]]) == [one[0], one[1], other]
+    missing = tmp_path / "missing.zst"
+    assert in_run_order([one[1], missing, one[0]]) == [one[0], one[1], missing]
+
+
+def test_a_sink_gets_what_the_capture_makes(tmp_path: Path) -> None:
+    path, sink = make(tmp_path, 1, trades(10)), ListSink()
+    verdict = verify(path, sink_of=lambda header: sink)
+    assert sink.starts == [1]
+    assert len(sink.records) == verdict.ledger.produced == 10
+    assert (verdict.end, verdict.first_ns) == (10, START_NS)
 
 
 def test_what_is_no_capture(tmp_path: Path) -> None:

@@ -51,12 +51,11 @@ class _Stream:
 class FrameCount:
     """Counts; mutable, one a file, not thread-safe."""
 
-    __slots__ = ("_before", "_due", "_holes", "_streams", "found")
+    __slots__ = ("_due", "_holes", "_streams", "found")
 
     def __init__(self, before: Mapping[int, EndOfStream] | None = None) -> None:
         self.found: list[Miscount] = []
-        self._before = before or {}
-        self._streams: dict[int, _Stream] = {}
+        self._streams = {stream: _Stream(end.counted, -end.unsure) for stream, end in (before or {}).items()}
         self._holes = 0
         self._due = 0
 
@@ -76,25 +75,17 @@ class FrameCount:
 
     def ends(self, missing: int) -> dict[int, EndOfStream]:
         """The streams as this file leaves them, for the next file of the run. `missing`: numbers that no record has."""
-        ends = dict(self._before)
-        for stream, known in self._streams.items():
-            ends[stream] = EndOfStream(known.count, max(missing, self._holes) - known.holes)
-        return ends
+        holes = max(missing, self._holes)
+        return {stream: EndOfStream(known.count, holes - known.holes) for stream, known in self._streams.items()}
 
     def _compare(self, number: int, stream: int, fields: OpenFields | CloseFields) -> None:
         known = self._streams.get(stream)
         if known is None:
             if isinstance(fields, OpenFields) and len(self._streams) < STREAMS_MAX:
                 self._streams[stream] = _Stream(fields.frames, self._holes)
-                before = self._before.get(stream)
-                if before is not None:
-                    self._found(number, stream, fields.frames, before.counted, before.unsure + self._holes)
             return
         if fields.frames:
-            self._found(number, stream, fields.frames, known.count, self._holes - known.holes)
+            missing = fields.frames - known.count
+            if not 0 <= missing <= self._holes - known.holes and len(self.found) < FOUND_MAX:
+                self.found.append(Miscount(number, stream, fields.frames, known.count))
             known.count, known.holes = fields.frames, self._holes
-
-    def _found(self, number: int, stream: int, said: int, counted: int, unsure: int) -> None:
-        """Keep it if it is a miscount: `said` is not what was counted, and missing numbers do not explain it."""
-        if said and not 0 <= said - counted <= unsure and len(self.found) < FOUND_MAX:
-            self.found.append(Miscount(number, stream, said, counted))

@@ -71,6 +71,44 @@ def test_what_carries_no_counts_claims_nothing() -> None:
     assert found(frame(0), opened(1, 500), frame(2), closed(3, 501)) == []
 
 
+def after(*records: RawRecord, missing: int = 0, before: FrameCount | None = None) -> FrameCount:
+    """The count of the file that follows one with these records; `missing` of that one's numbers are not there."""
+    count = before or FrameCount()
+    count.add(records)
+    return FrameCount(count.ends(missing))
+
+
+@pytest.mark.parametrize(("said", "agrees"), [(3, True), (2, False), (4, False), (0, True)])
+def test_the_next_file_of_a_run_begins_where_this_one_ended(said: int, agrees: bool) -> None:
+    count = after(opened(0), frame(1), frame(2), frame(3))
+    count.add([opened(0, said, continued=True), frame(1)])
+    assert count.found == ([] if agrees else [Miscount(0, 0, said, 3)])
+
+
+def test_a_stream_that_reconnects_in_the_next_file_counts_on() -> None:
+    count = after(opened(0), frame(1), closed(2, 1), opened(3, 1, stream=5), frame(4, stream=5))
+    count.add([opened(0, 1), opened(1, 2, stream=5), opened(2, 77, stream=9)])
+    assert count.found == [], "of stream 9 nothing was known"
+    count = after(opened(0), frame(1), closed(2, 4))
+    count.add([opened(0, 4)])
+    assert count.found == [], "told once, by the close"
+
+
+@pytest.mark.parametrize(("said", "agrees"), [(1, True), (3, True), (4, False)])
+def test_missing_numbers_at_the_end_may_have_been_frames(said: int, agrees: bool) -> None:
+    count = after(opened(0), frame(1), missing=2)
+    count.add([opened(0, said, continued=True)])
+    assert (count.found == []) == agrees
+
+
+def test_a_stream_without_an_open_in_a_file_is_counted_on() -> None:
+    count = after(frame(0, stream=3), before=after(opened(0, 10, stream=3), frame(1, stream=3)))
+    count.add([opened(0, 12, stream=3)])
+    assert count.found == [], "its frames count, wherever its open was"
+    count.add([opened(1, 14, stream=3)])
+    assert count.found == [Miscount(1, 3, 14, 12)]
+
+
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(framecount, "STREAMS_MAX", 3)
     monkeypatch.setattr(framecount, "FOUND_MAX", 2)
