@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kcs.cli import options
 from kcs.cli.terminal import put_json, put_lines, say, table
+
+if TYPE_CHECKING:
+    from kcs.sim.fault_log import SimFaultLog
+    from kcs.sim.settings import SimSettings
 
 
 def sim(
@@ -29,7 +33,12 @@ def sim(
     frames: Annotated[int | None, typer.Option(help="Stop after this many market frames.")] = None,
     faults: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Faults on purpose; repeatable. See docs/simulator.md."),
+        typer.Option(
+            metavar="FAULT,...", help="Faults on purpose, such as drop=1% or chaos; repeatable. See docs/simulator.md."
+        ),
+    ] = None,
+    faults_log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write each fault that was done, as NDJSON.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write a capture in virtual time instead of serving (needs --duration).")
@@ -44,9 +53,11 @@ def sim(
     """
     from kcs.cli.running import run_async
     from kcs.config import parse_duration_ns, parse_time_ns, split_names
+    from kcs.errors import UsageError
     from kcs.model import CHANNELS
     from kcs.sim.catalogue import DEFAULT_MARKETS
-    from kcs.sim.faults import parse_faults
+    from kcs.sim.fault_log import FaultLogFile, SimFaultLog
+    from kcs.sim.fault_text import parse_faults
     from kcs.sim.settings import DEFAULT_EPOCH_NS, SimSettings
 
     epoch_ns = DEFAULT_EPOCH_NS if epoch is None else None if epoch == "now" else parse_time_ns(epoch, "--epoch", None)
@@ -64,20 +75,28 @@ def sim(
         port=port,
         faults=parse_faults(faults or []),
     )
-    if out is not None:
-        return _tape(settings, out, format_, force=force, json=json)
-    return run_async(lambda: _serve(settings, json))
+    if out is not None and settings.duration_ns is None:
+        raise UsageError("a tape needs an end", where="kcs sim --out", remedy="--duration 10s")
+    file = None if faults_log is None else FaultLogFile(faults_log, force=force)
+    log = SimFaultLog(sink=None if file is None else file.write)
+    try:
+        if out is not None:
+            code = _tape(settings, out, format_, log, force=force, json=json)
+        else:
+            code = run_async(lambda: _serve(settings, log, json))
+    finally:
+        if file is not None:
+            file.close()
+    if file is not None and file.failed is not None:
+        raise file.failed
+    return code
 
 
-def _tape(settings: object, out: Path, format_: str, *, force: bool, json: bool) -> int:
-    from kcs.errors import UsageError
-    from kcs.sim.settings import SimSettings
+def _tape(settings: SimSettings, out: Path, format_: str, log: SimFaultLog, *, force: bool, json: bool) -> int:
     from kcs.sim.tape import write_tape
 
-    assert isinstance(settings, SimSettings)
-    if settings.duration_ns is None:
-        raise UsageError("a tape needs an end", where="kcs sim --out", remedy="--duration 10s")
-    report = write_tape(out, settings, settings.duration_ns, wire_format=format_, force=force)
+    assert settings.duration_ns is not None
+    report = write_tape(out, settings, settings.duration_ns, wire_format=format_, force=force, fault_log=log)
     if json:
         put_json(
             {
@@ -88,29 +107,29 @@ def _tape(settings: object, out: Path, format_: str, *, force: bool, json: bool)
                 "frames": report.frames,
                 "bytes": report.bytes,
                 "reconnects": report.reconnects,
+                **log.report(),
             }
         )
     else:
-        table(
-            [("capture", str(out)), ("records", f"{report.records:,}"), ("bytes", f"{report.bytes:,}")], title="kcs sim"
-        )
+        rows = [("capture", str(out)), ("records", f"{report.records:,}"), ("bytes", f"{report.bytes:,}")]
+        table([*rows, *_done(log)], title="kcs sim")
     return 0
 
 
-async def _serve(settings: object, json: bool) -> int:
+async def _serve(settings: SimSettings, log: SimFaultLog, json: bool) -> int:
     import asyncio
     import dataclasses
 
     from kcs.cli.running import interruptible
     from kcs.clock import SystemClock
     from kcs.sim.server import serve
-    from kcs.sim.settings import SimSettings
 
-    assert isinstance(settings, SimSettings)
-    server = await serve(settings, SystemClock())
+    server = await serve(settings, SystemClock(), fault_log=log)
     say(
         f"kcs sim: {settings.exchange} on ws://{settings.host}:{server.port}, seed {settings.seed}, {settings.rate:,}/s"
     )
+    if settings.faults:
+        say(f"kcs sim: faults on purpose: {settings.faults}")
     put_lines([server.url])
     with interruptible() as stop:
         stopping = asyncio.ensure_future(stop.wait())
@@ -122,9 +141,18 @@ async def _serve(settings: object, json: bool) -> int:
     stats = server.stats()
     await server.aclose()
     if json:
-        put_json(dataclasses.asdict(stats))
+        put_json({**dataclasses.asdict(stats), **log.report()})
     else:
-        table(
-            [(key.replace("_", " "), f"{value:,}") for key, value in dataclasses.asdict(stats).items()], title="kcs sim"
-        )
+        rows = [(key.replace("_", " "), f"{value:,}") for key, value in dataclasses.asdict(stats).items()]
+        table([*rows, *_done(log)], title="kcs sim")
     return 130 if interrupted else 0
+
+
+def _done(log: SimFaultLog) -> list[tuple[str, str]]:
+    """What was done wrong on purpose, as rows of a table."""
+    report = log.report()
+    lost = report["frames_lost"]
+    return [
+        (f"fault {name}", f"{count:,}" + (f", {lost[name]:,} frames lost" if lost.get(name) else ""))
+        for name, count in report["faults"].items()
+    ]

@@ -1,77 +1,217 @@
-"""What the simulated venue does wrong on purpose. Imports only `errors`.
+"""What the simulated venue and its network do wrong on purpose: the faults, their units and their text form.
 
-Faults are part of the dialect, not of the socket: they happen at the same virtual time and after the same frame in
-every run with the same settings, over a socket, in memory and in a written tape. Text form: NAME=VALUE, whole numbers.
+A fault is drawn from the seed or stands in a timetable, so the same settings do the same wrong at the same virtual
+times, in memory, over a socket and on a tape. Faults of the websocket level are done by `mischief`, those of the
+network (named and meant as toxiproxy names and means them) by `toxics`; `fault_text` reads the text form. Every value
+is an integer: times in ns, sizes in bytes, chances in parts of 10**9. Imports nothing but the standard library.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from enum import Enum, auto
+from typing import Final, Literal
 
-from kcs.errors import ConfigError, UnknownNameError
+CERTAIN: Final = 1_000_000_000
+"""The chance 100 %: parts of 10**9."""
 
-_CLOSE_CODES: Final = frozenset((1000, 1001, 1002, 1003, 1006, *range(1007, 1015)))
-"""What may stand in a close frame, and 1006 for no close frame."""
+
+class Style(Enum):
+    """How a fault happens, which decides what may stand after `@`."""
+
+    STRIKE = auto()
+    """Hits single things (frames, pings, subscriptions)."""
+    WINDOW = auto()
+    """Lasts as long as its value says."""
+    END = auto()
+    """Ends the connection."""
+    STATE = auto()
+    """Is a property of a connection, always or inside windows (`for`)."""
+    STEP = auto()
+    """Happens to the venue, not to a connection."""
+
+
+class Value(Enum):
+    """What stands after `=`, besides a chance."""
+
+    NONE = auto()
+    TIME = auto()
+    SIGNED_TIME = auto()
+    MARKET_TIME = auto()
+    SIZE = auto()
+    RATE = auto()
+    SLICES = auto()
+    CODE = auto()
+    COUNT = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class FaultKind:
+    """One entry of the catalogue. `unit`: what a chance without timetable counts; `bare`: may stand without any `@`."""
+
+    style: Style
+    value: Value
+    unit: str
+    example: str
+    toxic: bool = False
+    bare: bool = False
+
+
+FAULTS: Final[dict[str, FaultKind]] = {
+    "latency": FaultKind(Style.STATE, Value.TIME, "connection", "latency=50ms", toxic=True, bare=True),
+    "jitter": FaultKind(Style.STATE, Value.TIME, "connection", "jitter=20ms", toxic=True, bare=True),
+    "bandwidth": FaultKind(Style.STATE, Value.RATE, "connection", "bandwidth=100KB/s", toxic=True, bare=True),
+    "slicer": FaultKind(Style.STATE, Value.SLICES, "connection", "slicer=64B", toxic=True, bare=True),
+    "slow_close": FaultKind(Style.STATE, Value.TIME, "connection", "slow_close=2s", toxic=True, bare=True),
+    "limit_data": FaultKind(Style.STATE, Value.SIZE, "connection", "limit_data=64KiB", toxic=True, bare=True),
+    "timeout": FaultKind(Style.WINDOW, Value.TIME, "connection", "timeout=5s@at:20s", toxic=True, bare=True),
+    "reset_peer": FaultKind(Style.END, Value.NONE, "connection", "reset_peer@at:12s", toxic=True, bare=True),
+    "drop": FaultKind(Style.STRIKE, Value.NONE, "market frame", "drop=1%"),
+    "truncated_json": FaultKind(Style.STRIKE, Value.NONE, "market frame", "truncated_json=0.1%"),
+    "bad_json": FaultKind(Style.STRIKE, Value.NONE, "market frame", "bad_json=0.1%"),
+    "duplicate": FaultKind(Style.STRIKE, Value.NONE, "market frame", "duplicate=1%"),
+    "reorder": FaultKind(Style.STRIKE, Value.COUNT, "market frame", "reorder=1%"),
+    "junk": FaultKind(Style.STRIKE, Value.NONE, "market frame", "junk@every:1000"),
+    "silent_stall": FaultKind(Style.WINDOW, Value.TIME, "market frame", "silent_stall=5s@every:60s"),
+    "market_silent": FaultKind(Style.WINDOW, Value.MARKET_TIME, "market frame", "market_silent=KRW-BTC:20s@at:30s"),
+    "stall": FaultKind(Style.WINDOW, Value.TIME, "market frame", "stall=2s@every:30s"),
+    "close_code": FaultKind(Style.END, Value.CODE, "market frame", "close_code=1012@every:30s"),
+    "late_snapshot": FaultKind(Style.STRIKE, Value.TIME, "subscription", "late_snapshot=2s", bare=True),
+    "ping_ignored": FaultKind(Style.STRIKE, Value.NONE, "ping", "ping_ignored=10%"),
+    "clock_step": FaultKind(Style.STEP, Value.SIGNED_TIME, "", "clock_step=-2s@at:30s"),
+}
+"""Where several could hit one frame, the first in this order does."""
+
+WhenKind = Literal["always", "at", "every", "after", "frames"]
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """A timetable. `at`, `every` count from the opening of the market, `after` from the connection's own beginning.
+
+    `ns`: the moment or the period; for `frames` the period in things counted. `for_ns`: the length of each window that
+    begins then, 0 for the moment alone.
+    """
+
+    kind: WhenKind = "always"
+    ns: int = 0
+    for_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault as asked for. `value` in the unit of its kind; `extra`: slicer's variation (bytes) and delay (ns)."""
+
+    name: str
+    value: int = 0
+    market: str = ""
+    extra: tuple[int, ...] = ()
+    chance: int = CERTAIN
+    when: When = When()
+
+    @property
+    def kind(self) -> FaultKind:
+        """Its entry in the catalogue."""
+        return FAULTS[self.name]
+
+    @property
+    def length_ns(self) -> int:
+        """How long each occurrence lasts; 0 for a moment."""
+        return self.value if self.kind.style is Style.WINDOW else self.when.for_ns
+
+    def __str__(self) -> str:
+        """The text form that `fault_text` reads back."""
+        value = self.value_text
+        parts = [f"{self.name}={value}" if value else self.name]
+        when = self.when
+        if when.kind == "frames":
+            parts.append(f"every:{when.ns}")
+        elif when.kind != "always":
+            parts.append(f"{when.kind}:{duration_text(when.ns)}")
+        if when.for_ns:
+            parts.append(f"for:{duration_text(when.for_ns)}")
+        if self.chance != CERTAIN or (when.kind == "always" and not self.kind.bare):
+            parts.append(chance_text(self.chance))
+        return "@".join(parts)
+
+    @property
+    def value_text(self) -> str:
+        """The value as it is written; empty where there is none."""
+        wanted = self.kind.value
+        if wanted is Value.NONE or (wanted is Value.COUNT and self.value == 1):
+            return ""
+        if wanted is Value.CODE or wanted is Value.COUNT:
+            return str(self.value)
+        if wanted is Value.SIZE or wanted is Value.RATE:
+            return f"{self.value}B/s" if wanted is Value.RATE else f"{self.value}B"
+        if wanted is Value.SLICES:
+            variation, delay_ns = self.extra
+            return f"{self.value}B:{variation}B:{duration_text(delay_ns)}"
+        sign = "-" if self.value < 0 else ""
+        text = sign + duration_text(abs(self.value))
+        return f"{self.market}:{text}" if self.market else text
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Which faults, 0 = off.
+    """All faults of a simulation; empty: none. Made by `fault_text.parse_faults`."""
 
-    drop_connection_every_s   each connection ends this many seconds after it was made
-    close_code                with this close code; 1006: without a close frame
-    junk                      after every n-th data frame one extra frame that no parser can read
-    stall_every_s, stall_s    every `stall_every_s` seconds of a connection nothing is sent for `stall_s` seconds; what
-                              was due meanwhile follows in one burst, as from a congested network
-    """
+    items: tuple[Fault, ...] = ()
 
-    drop_connection_every_s: int = 0
-    close_code: int = 1006
-    junk: int = 0
-    stall_every_s: int = 0
-    stall_s: int = 0
+    def __bool__(self) -> bool:
+        return bool(self.items)
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value < 0:
-                raise ConfigError(f"fault {field.name}={value} must not be negative")
-        if self.close_code not in _CLOSE_CODES and not 3000 <= self.close_code <= 4999:
-            raise ConfigError(
-                f"fault close_code={self.close_code} is not a close code",
-                remedy="1000-1003, 1007-1014, 3000-4999, or 1006 for none",
-            )
-        if self.stall_s and self.stall_every_s <= self.stall_s:
-            raise ConfigError(
-                f"fault stall_s={self.stall_s} needs a longer stall_every_s than {self.stall_every_s}",
-                remedy=f"stall_every_s={self.stall_s * 5},stall_s={self.stall_s}",
-            )
+    def __str__(self) -> str:
+        return ",".join(map(str, self.items))
 
+    @property
+    def toxics(self) -> tuple[Fault, ...]:
+        """What acts on bytes, between the dialect and the socket."""
+        return tuple(fault for fault in self.items if fault.kind.toxic)
 
-def parse_faults(texts: Iterable[str]) -> Faults:
-    """Faults from `NAME=VALUE` texts, each possibly several separated by commas.
+    @property
+    def mischief(self) -> tuple[Fault, ...]:
+        """What acts on messages."""
+        return tuple(fault for fault in self.items if not fault.kind.toxic and fault.kind.style is not Style.STEP)
 
-    Raises UnknownNameError for a name that does not exist, ConfigError for a bad value or the same name twice.
-    """
-    known = {field.name for field in dataclasses.fields(Faults)}
-    values: dict[str, int] = {}
-    for text in (part.strip() for whole in texts for part in whole.split(",")):
-        if not text:
-            continue
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if name not in known:
-            raise UnknownNameError("fault", name, known, where="--faults")
-        if not equals or not value.isascii() or not value.isdigit() or len(value) > 9:
-            raise ConfigError(f"fault {text!r} is not NAME=NUMBER", where="--faults", remedy=f"{name}=10")
-        if name in values:
-            raise ConfigError(f"fault {name!r} is given twice", where="--faults")
-        values[name] = int(value)
-    return Faults(**values)
+    @property
+    def clock_steps(self) -> tuple[Fault, ...]:
+        """What acts on the venue's clock."""
+        return self.named("clock_step")
+
+    @property
+    def markets(self) -> tuple[str, ...]:
+        """Markets that are named."""
+        return tuple(fault.market for fault in self.items if fault.market)
+
+    def named(self, name: str) -> tuple[Fault, ...]:
+        """All faults of one name."""
+        return tuple(fault for fault in self.items if fault.name == name)
 
 
-def junk_frame(payload: bytes, turn: int) -> bytes:
-    """A frame that no parser can read: half a real one, bytes that are not UTF-8, JSON of no known shape, nothing."""
-    return (payload[: len(payload) // 2], b"\xff\xfe\x00\x80", b'["not","what","you","asked"]', b"")[turn % 4]
+_DURATION_UNITS: Final = (
+    ("h", 3_600_000_000_000), ("m", 60_000_000_000), ("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000),
+)  # fmt: skip
+
+
+def duration_text(ns: int) -> str:
+    """A duration in the largest unit that says it in whole numbers."""
+    unit, size = next(((unit, size) for unit, size in _DURATION_UNITS if ns and ns % size == 0), ("ns", 1))
+    return f"{ns // size}{unit}" if ns else "0s"
+
+
+def chance_text(chance: int) -> str:
+    """A chance as a percentage."""
+    whole, rest = divmod(chance, CERTAIN // 100)
+    return f"{whole}.{rest:07d}".rstrip("0").rstrip(".") + "%"
+
+
+def numbered(faults: Iterable[Fault]) -> list[tuple[str, Fault]]:
+    """Each fault with the name of its own random stream, so that none shifts what another draws."""
+    seen: dict[str, int] = {}
+    named = []
+    for fault in faults:
+        count = seen[fault.name] = seen.get(fault.name, 0) + 1
+        named.append((f"{fault.name}.{count}", fault))
+    return named

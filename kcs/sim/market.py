@@ -105,7 +105,8 @@ class MarketState:
         rest = wanted - self.qty
         self._sweep_qty = rest if self._sweep_left > 0 and rest > self._lot >> 3 else 0
         self._trades += 1
-        self.sid = self.sid + 1 if match_ms == self.match_ms else match_ms * 10_000
+        first_id = match_ms * 10_000
+        self.sid = first_id if first_id > self.sid else self.sid + 1
         self.match_ms = match_ms
         self.publish_ms = self.book_ms = now_ms
         self.ticker_due = True
@@ -197,6 +198,10 @@ class SimMarket:
         self._frames_max = FOREVER if settings.frames_max is None else settings.frames_max
         self.frames = 0
         self._find_next()
+
+    def shift_clock(self, by_ns: int) -> None:
+        """From now on the venue's clock shows `by_ns` more; the course of the market stays the same."""
+        self._epoch_ns += by_ns
 
     def step(self) -> tuple[int, MarketState]:
         """Make the next thing happen: (TRADE, BOOK or TICKER, the market it happened on). Only while one is due."""

@@ -6,8 +6,9 @@ it were late (then as soon as possible, and `late_max_ns` shows it). What is due
 frames of a slice in one write. Each client has a bounded queue of unsent bytes (`settings.queue_bytes_max`, beyond the
 kernel's buffers); who exceeds it is cut off without a close frame, which could not reach him, and counted.
 
-Any path is taken for a websocket; `GET /v1/market/all` answers the market list. Protocol pings are answered. Runs in
-the caller's event loop, single-threaded. Raises UsageError when the port cannot be had.
+Any path is taken for a websocket; `GET /v1/market/all` answers the market list. Protocol pings are answered. Where the
+settings ask for toxics, a ToxicPipe stands between the protocol and the transport of each websocket, handshake included
+(not of plain HTTP). Runs in the caller's event loop, single-threaded. Raises UsageError when the port cannot be had.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ from websockets.server import ServerProtocol
 
 from kcs.clock import NS_PER_S, Clock
 from kcs.errors import UsageError
-from kcs.sim.actions import Action, DropConnection, SendClose, SendFrame
+from kcs.sim.actions import Action, DropConnection, SendClose, SendFrame, SendPong, VenueConnection
+from kcs.sim.fault_log import SimFaultLog
 from kcs.sim.schedule import FOREVER
 from kcs.sim.settings import SimSettings
-from kcs.sim.upbit import UpbitConnection, UpbitExchange
+from kcs.sim.toxics import How, ToxicPipe
+from kcs.sim.upbit import UpbitExchange
+from kcs.sim.wire import ToxicWire
 
 SLICE_S: Final = 0.001
 """The pause between two slices; shorter ones are below what the loop's timer resolves."""
@@ -55,15 +59,28 @@ class SimStats:
     late_max_ns: int
 
 
+class _Pingless(ServerProtocol):
+    """Leaves the answer to a ping to the dialect, which may have a fault there."""
+
+    def recv_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.PING:
+            self.events.append(frame)
+        else:
+            super().recv_frame(frame)
+
+
 class _Client(asyncio.Protocol):
     """One TCP connection."""
 
     def __init__(self, server: SimServer) -> None:
         self._server = server
         extensions = [ServerPerMessageDeflateFactory()] if server.settings.compression else None
-        self._protocol = ServerProtocol(extensions=extensions, max_size=_REQUEST_BYTES_MAX)
+        self._own_pongs = bool(server.settings.faults)
+        protocol = _Pingless if self._own_pongs else ServerProtocol
+        self._protocol = protocol(extensions=extensions, max_size=_REQUEST_BYTES_MAX)
         self._transport: asyncio.Transport
-        self._venue: UpbitConnection | None = None
+        self._venue: VenueConnection | None = None
+        self._wire: ToxicWire | None = None
         self._message: list[bytes] = []
         self._message_kind = "text"
         self.ended = asyncio.Event()
@@ -113,9 +130,18 @@ class _Client(asyncio.Protocol):
         response = self._protocol.accept(request)
         if response.status_code == http.HTTPStatus.SWITCHING_PROTOCOLS:
             response.headers["remaining-req"] = "group=websocket; min=300; sec=3"
-            self._venue = self._server.exchange.connect(self._server.venue_now_ns())
-            self._server._schedule()
+            self._connect()
         self._protocol.send_response(response)
+        self._feed(self._server.venue_now_ns(), draws=False)
+
+    def _connect(self) -> None:
+        server = self._server
+        now_ns, toxics = server.venue_now_ns(), server.settings.faults.toxics
+        self._venue = server.exchange.connect(now_ns)
+        if toxics:
+            pipe = ToxicPipe(toxics, server.exchange.stage(now_ns))
+            self._wire = ToxicWire(self._transport, pipe, server.settings.queue_bytes_max, server._slow)
+        server._schedule()
 
     def _frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.PING or frame.opcode is Opcode.PONG:
@@ -137,7 +163,11 @@ class _Client(asyncio.Protocol):
 
     @property
     def next_due_ns(self) -> int:
-        return FOREVER if self._venue is None else self._venue.next_due_ns
+        if self._venue is None:
+            return FOREVER
+        if self._wire is not None:
+            return min(self._venue.next_due_ns, self._wire.pipe.next_due_ns)
+        return self._venue.next_due_ns
 
     def flush(self, now_ns: int) -> None:
         """Send what is due."""
@@ -146,18 +176,24 @@ class _Client(asyncio.Protocol):
             if actions:
                 self._perform(actions)
                 self._write()
+            if self._wire is not None:
+                self._wire.deliver(now_ns)
 
     def close(self, code: int, reason: str) -> None:
         """Say goodbye and end the connection soon."""
         if self._protocol.state is OPEN:
             self._protocol.send_close(code, reason)
+            if self._wire is not None:
+                self._feed(self._server.venue_now_ns())
+                self._wire.drain()
+                self._wire = None
             self._write()
             self._linger()
         elif self._protocol.state is CONNECTING:
             self._transport.close()
 
     def _perform(self, actions: list[Action]) -> None:
-        protocol, server = self._protocol, self._server
+        protocol, server, wire = self._protocol, self._server, self._wire
         for action in actions:
             if protocol.state is not OPEN:
                 return
@@ -170,12 +206,38 @@ class _Client(asyncio.Protocol):
                 protocol.send_close(action.code, action.reason)
                 self._linger()
             elif isinstance(action, DropConnection):
-                self._write()
-                self._transport.abort()
+                self._drop(action)
                 return
-            # A pong the library has already written.
+            elif self._own_pongs and isinstance(action, SendPong):
+                protocol.send_pong(action.payload)
+            # Else the library has written the pong already.
+            if wire is not None:
+                self._feed(action.at_ns)
+
+    def _drop(self, action: DropConnection) -> None:
+        self._write()
+        if self._wire is None:
+            self._transport.abort()
+        else:
+            self._wire.pipe.end(action.at_ns, How.ABORT, action.cause)
+
+    def _feed(self, at_ns: int, *, draws: bool = True) -> None:
+        """What the protocol has to say is one chunk for the bad network, where there is one."""
+        if self._wire is None:
+            return
+        chunks = self._protocol.data_to_send()
+        if chunks:
+            self._wire.feed(at_ns, b"".join(chunks), draws=draws)
+            if chunks[-1] == SEND_EOF:
+                self._wire.pipe.end(at_ns, How.EOF)
 
     def _write(self) -> None:
+        if self._wire is not None:
+            now_ns = self._server.venue_now_ns()
+            self._feed(now_ns)
+            self._wire.deliver(now_ns)
+            self._server._schedule()
+            return
         transport = self._transport
         chunks = self._protocol.data_to_send()
         if not chunks or transport.is_closing():
@@ -183,23 +245,30 @@ class _Client(asyncio.Protocol):
         at_end = chunks[-1] == SEND_EOF
         transport.write(b"".join(chunks))
         if transport.get_write_buffer_size() > self._server.settings.queue_bytes_max:
-            self._server.slow_consumers += 1
+            self._server._slow()
             transport.abort()
         elif at_end and transport.can_write_eof():
             transport.write_eof()
 
     def _linger(self) -> None:
-        self._server.loop.call_later(_LINGER_S, self._transport.abort)
+        self._server.loop.call_later(_LINGER_S, self._lingered)
+
+    def _lingered(self) -> None:
+        if self._wire is None or self._wire.pipe.empty:
+            self._transport.abort()
+        else:
+            self._linger()
 
 
 class SimServer:
     """A running simulated exchange; made by `serve`."""
 
-    def __init__(self, settings: SimSettings, clock: Clock) -> None:
+    def __init__(self, settings: SimSettings, clock: Clock, fault_log: SimFaultLog | None = None) -> None:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self._clock = clock
-        self.exchange = UpbitExchange(settings, None if settings.wait_for_client else clock.now_ns())
+        self.exchange = UpbitExchange(settings, None if settings.wait_for_client else clock.now_ns(), fault_log)
+        self.fault_log = self.exchange.fault_log
         self._clients: dict[_Client, None] = {}
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -276,6 +345,9 @@ class SimServer:
         self._clients[client] = None
         self.clients_total += 1
 
+    def _slow(self) -> None:
+        self.slow_consumers += 1
+
     def _left(self, client: _Client) -> None:
         self._clients.pop(client, None)
 
@@ -312,11 +384,12 @@ class SimServer:
         self._timer = self.loop.call_later(delay_s, self._slice)
 
 
-async def serve(settings: SimSettings, clock: Clock) -> SimServer:
+async def serve(settings: SimSettings, clock: Clock, *, fault_log: SimFaultLog | None = None) -> SimServer:
     """Start a simulated exchange on `settings.host`:`settings.port` (0: any free port) in the running loop.
 
-    Raises UsageError when the port cannot be had. End it with `aclose`.
+    What goes wrong on purpose is told to `fault_log` (default: one of its own, `SimServer.fault_log`). Raises
+    UsageError when the port cannot be had. End it with `aclose`.
     """
-    server = SimServer(settings, clock)
+    server = SimServer(settings, clock, fault_log)
     await server._listen()
     return server

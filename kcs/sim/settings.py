@@ -61,6 +61,9 @@ class SimSettings:
         for channel in self.channels:
             if channel not in CHANNELS:
                 raise UnknownNameError("channel", channel, CHANNELS, where="simulator")
+        for code in self.faults.markets:
+            if code not in self.markets:
+                raise UnknownNameError("market", code, self.markets, where="fault market_silent")
         for name, values in (("market", self.markets), ("channel", self.channels)):
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"the simulator needs at least one {name}, each once, not {values}")

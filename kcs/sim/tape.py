@@ -2,8 +2,9 @@
 
 One client connects, subscribes to everything that is simulated, sends the text PING, comes back a second after each
 time it was cut off, and records what it sees through the ordinary capture writer, as live does. Receive time is the
-time at which a frame was due. With a fixed epoch the same arguments give the same bytes (of the frames on any machine;
-of the file where the same zstd release compresses it). Memory is bounded by a slice of virtual time and one chunk.
+time at which a frame was due, or, through toxics, at which its last byte arrived. With a fixed epoch the same arguments
+give the same bytes (of the frames on any machine; of the file where the same zstd release compresses it). Memory is
+bounded by a slice of virtual time and one chunk.
 
 Raises: UsageError (no fixed duration), CaptureWriteError and CaptureBusyError from the writer.
 """
@@ -26,10 +27,12 @@ from kcs.capture.writer import CaptureWriter, WriterSettings
 from kcs.clock import NS_PER_MS, NS_PER_S, VirtualClock
 from kcs.errors import UsageError
 from kcs.model import CloseFields, GapFields, Kind, OpenFields
-from kcs.sim.actions import Action, DropConnection, SendClose, SendFrame
+from kcs.sim.actions import Action, DropConnection, SendClose, SendFrame, VenueConnection
+from kcs.sim.fault_log import SimFaultLog
+from kcs.sim.link import dial
 from kcs.sim.prng import SplitMix64, derive
 from kcs.sim.settings import DEFAULT_EPOCH_NS, SimSettings
-from kcs.sim.upbit import UpbitConnection, UpbitExchange
+from kcs.sim.upbit import UpbitExchange
 
 SLICE_NS: Final = 50 * NS_PER_MS
 RECONNECT_AFTER_NS: Final = NS_PER_S
@@ -59,17 +62,19 @@ def write_tape(
     wire_format: str = "DEFAULT",
     depth: int | None = None,
     force: bool = False,
+    fault_log: SimFaultLog | None = None,
 ) -> TapeReport:
     """Write `duration_ns` of the simulated exchange, from its opening, into a capture.
 
     `path` is a directory that exists (the file gets its usual name in it) or the name of the file, which must not exist
     unless `force`. `settings.epoch_ns` None counts as the default epoch: a tape has no "now". `depth`: book levels.
+    What goes wrong on purpose is told to `fault_log`.
     """
     if duration_ns <= 0:
         raise UsageError(f"a tape needs a length, not {duration_ns} ns", remedy="--duration 60s")
     if path.is_dir():
-        return _Tape(settings, wire_format, depth).write(path, duration_ns)
-    return _write_file(path, _Tape(settings, wire_format, depth), duration_ns, force=force)
+        return _Tape(settings, wire_format, depth, fault_log).write(path, duration_ns)
+    return _write_file(path, _Tape(settings, wire_format, depth, fault_log), duration_ns, force=force)
 
 
 def _write_file(path: Path, tape: _Tape, duration_ns: int, *, force: bool) -> TapeReport:
@@ -106,13 +111,15 @@ def _write_file(path: Path, tape: _Tape, duration_ns: int, *, force: bool) -> Ta
 class _Tape:
     """The recording client. Used once."""
 
-    def __init__(self, settings: SimSettings, wire_format: str, depth: int | None) -> None:
+    def __init__(
+        self, settings: SimSettings, wire_format: str, depth: int | None, fault_log: SimFaultLog | None
+    ) -> None:
         self._settings = settings
         self._format = wire_format
         self._depth = depth
         self._epoch_ns = DEFAULT_EPOCH_NS if settings.epoch_ns is None else settings.epoch_ns
         self._clock = VirtualClock(self._epoch_ns)
-        self._exchange = UpbitExchange(settings, self._epoch_ns)
+        self._exchange = UpbitExchange(settings, self._epoch_ns, fault_log)
         self._frames = self._connections = 0
         self._last_frame_ns = self._epoch_ns
         self._open_cause = "start"
@@ -191,13 +198,15 @@ class _Tape:
         elif self._gap_from_ns is not None:
             self._gap(self._clock.now_ns())
 
-    def _connect(self, now_ns: int) -> UpbitConnection:
+    def _connect(self, now_ns: int) -> VenueConnection:
         writer, stream = self._writer, 0
-        connection = self._exchange.connect(now_ns)
+        connection = dial(self._exchange, now_ns)
         self._connections += 1
         fields = OpenFields(url=self._url, cause=self._open_cause, frames=self._frames)
         writer.append_fields(Kind.OPEN, stream, now_ns, fields)
         for text in (self._subscription(), b"PING"):
+            if connection.closed:
+                break
             writer.append(Kind.SENT, stream, now_ns, text)
             self._record(connection.receive(now_ns, "text", text))
         return connection

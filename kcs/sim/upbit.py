@@ -16,15 +16,17 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-import msgspec
 import orjson
 
 from kcs.clock import NS_PER_MS, NS_PER_S
-from kcs.sim.actions import Action, DropConnection, SendClose, SendFrame, SendPong
+from kcs.sim.actions import Action, DropConnection, SendClose, SendFrame, SendPong, VenueConnection
 from kcs.sim.candles import CandleFeed
 from kcs.sim.catalogue import CATALOGUE
-from kcs.sim.faults import Faults, junk_frame
+from kcs.sim.clock_steps import ClockSteps
+from kcs.sim.fault_log import SimFaultLog
 from kcs.sim.market import BOOK, TICKER, TRADE, MarketState, SimMarket
+from kcs.sim.mischief import Mischief
+from kcs.sim.moments import Stage
 from kcs.sim.schedule import FOREVER
 from kcs.sim.settings import SimSettings
 from kcs.sim.upbit_frames import UpbitFrames
@@ -53,16 +55,19 @@ class UpbitExchange:
 
     `start_ns` is the moment, in the caller's time, at which the market opens (virtual time 0); None: with the first
     accepted subscription. The venue's clock shows `settings.epoch_ns` at that moment, or the moment itself where that
-    is None.
+    is None. The faults of `settings` are done here, but for those of the network (`link`, `server`), and told to
+    `fault_log`.
     """
 
-    def __init__(self, settings: SimSettings, start_ns: int | None) -> None:
+    def __init__(self, settings: SimSettings, start_ns: int | None, fault_log: SimFaultLog | None = None) -> None:
         self.settings = settings
+        self.fault_log = SimFaultLog() if fault_log is None else fault_log
+        self.connections = 0
         self.frames = UpbitFrames()
         self.market: SimMarket | None = None
         self.start_ns = 0
         self._epoch_ns = 0
-        self._now_ns = -FOREVER
+        self._steps: ClockSteps | None = None
         count = len(settings.markets)
         self._interest: tuple[list[list[tuple[UpbitConnection, int]]], ...] = tuple(
             [[] for _ in range(count)] for _ in range(3)
@@ -78,12 +83,24 @@ class UpbitExchange:
             self.start_ns = now_ns
             self._epoch_ns = now_ns if epoch_ns is None else epoch_ns
             self.market = SimMarket(self.settings, self._epoch_ns)
+            if self.settings.faults.clock_steps:
+                self._steps = ClockSteps(self.settings.faults.clock_steps, self.stage(now_ns, connection=0))
         return self.market
 
-    def connect(self, now_ns: int) -> UpbitConnection:
-        """A client has connected."""
+    def connect(self, now_ns: int) -> VenueConnection:
+        """A client has connected: an UpbitConnection, behind its mischief where there are such faults."""
         self.advance(now_ns)
-        return UpbitConnection(self, now_ns, self.settings.faults)
+        self.connections += 1
+        connection, mischief = UpbitConnection(self, now_ns), self.settings.faults.mischief
+        return Mischief(connection, mischief, self.stage(now_ns)) if mischief else connection
+
+    def stage(self, now_ns: int, *, connection: int | None = None) -> Stage:
+        """Where the faults of a connection that was made at `now_ns` happen; by default of the newest one."""
+        settings, number = self.settings, self.connections if connection is None else connection
+        return Stage(settings.seed, number, now_ns, self._opened_ns, self.fault_log, settings.queue_bytes_max)
+
+    def _opened_ns(self) -> int | None:
+        return None if self.market is None else self.start_ns
 
     @property
     def next_due_ns(self) -> int:
@@ -103,9 +120,20 @@ class UpbitExchange:
 
     def advance(self, now_ns: int, frames_max: int = FOREVER) -> int:
         """Publish what is due up to and including `now_ns`, at most `frames_max` market frames; how many it was."""
-        market, count = self.market, 0
+        market, steps, count = self.market, self._steps, 0
         if market is None:
             return 0
+        while steps is not None and steps.due_ns <= now_ns:
+            count += self._publish_until(market, steps.due_ns - 1, frames_max - count)
+            if self.next_due_ns < steps.due_ns:
+                return count
+            by_ns = steps.take()
+            self._epoch_ns += by_ns
+            market.shift_clock(by_ns)
+        return count + self._publish_until(market, now_ns, frames_max - count)
+
+    def _publish_until(self, market: SimMarket, now_ns: int, frames_max: int) -> int:
+        count = 0
         until_ns, interest = now_ns - self.start_ns, self._interest
         while market.next_due_ns <= until_ns and count < frames_max:
             at_ns = self.start_ns + market.next_due_ns
@@ -126,7 +154,7 @@ class UpbitExchange:
             payload = made.get(key)
             if payload is None:
                 payload = made[key] = self.render(kind, state, connection.wire_format, depth)
-            connection._data(at_ns, payload)
+            connection._data(at_ns, payload, state.code)
 
     def render(self, kind: int, state: MarketState, wire_format: str, depth: int, *, snapshot: bool = False) -> bytes:
         """The frame of one kind (TRADE, BOOK, TICKER) as the market stands."""
@@ -170,9 +198,8 @@ class UpbitConnection:
     Every method may be called until the connection is `closed`; later calls do nothing.
     """
 
-    def __init__(self, exchange: UpbitExchange, now_ns: int, faults: Faults) -> None:
+    def __init__(self, exchange: UpbitExchange, now_ns: int) -> None:
         self._exchange = exchange
-        self._faults = faults
         self._opened_ns = now_ns
         self._traffic_ns = now_ns
         self._out: list[Action] = []
@@ -180,11 +207,8 @@ class UpbitConnection:
         self._close_at_ns = FOREVER
         self._up_at_ns = FOREVER
         self._candle_at_ns = FOREVER
-        drop_s = faults.drop_connection_every_s
-        self._drop_at_ns = now_ns + drop_s * NS_PER_S if drop_s else FOREVER
         self._timer_ns = 0
         self._feeds: list[CandleFeed] = []
-        self._data_frames = 0
         self.types: tuple[TypeRequest, ...] = ()
         self.wire_format = "DEFAULT"
         self.closed = False
@@ -244,26 +268,16 @@ class UpbitConnection:
 
     # What goes out.
 
-    def _data(self, at_ns: int, payload: bytes) -> None:
+    def _data(self, at_ns: int, payload: bytes, market: str) -> None:
         """A market frame is due now. Timers that were due before it come first."""
         if self._timer_ns < at_ns:
             self._fire(at_ns - 1)
-        if self.closed:
-            return
-        self._push(SendFrame(at_ns, payload))
-        self._data_frames += 1
-        if self._faults.junk and self._data_frames % self._faults.junk == 0:
-            self._push(SendFrame(at_ns, junk_frame(payload, self._data_frames // self._faults.junk), data=False))
+        if not self.closed:
+            self._push(SendFrame(at_ns, payload, True, True, market))
 
     def _push(self, action: Action) -> None:
-        at_ns = action.at_ns
-        self._traffic_ns = max(self._traffic_ns, at_ns)
-        faults = self._faults
-        if faults.stall_s:
-            into_ns = (at_ns - self._opened_ns) % (faults.stall_every_s * NS_PER_S)
-            ends_ns = faults.stall_s * NS_PER_S
-            if into_ns < ends_ns and at_ns - self._opened_ns >= faults.stall_every_s * NS_PER_S:
-                action = msgspec.structs.replace(action, at_ns=at_ns - into_ns + ends_ns)
+        if action.at_ns > self._traffic_ns:
+            self._traffic_ns = action.at_ns
         self._out.append(action)
 
     def _end(self, action: SendClose | DropConnection) -> None:
@@ -274,9 +288,7 @@ class UpbitConnection:
     # Timers.
 
     def _set_timer(self) -> None:
-        self._timer_ns = min(
-            self._close_at_ns, self._up_at_ns, self._candle_at_ns, self._drop_at_ns, self._traffic_ns + IDLE_NS
-        )
+        self._timer_ns = min(self._close_at_ns, self._up_at_ns, self._candle_at_ns, self._traffic_ns + IDLE_NS)
 
     def _fire(self, now_ns: int) -> None:
         """Run the timers due up to `now_ns`, in order. Traffic since it was set has pushed the idle timer back."""
@@ -285,9 +297,6 @@ class UpbitConnection:
             at_ns = self._timer_ns
             if at_ns == self._close_at_ns:
                 self._end(SendClose(at_ns, 1000))
-            elif at_ns == self._drop_at_ns:
-                code = self._faults.close_code
-                self._end(DropConnection(at_ns, "fault") if code == 1006 else SendClose(at_ns, code, "fault"))
             elif at_ns == self._up_at_ns:
                 self._push(SendFrame(at_ns, _STATUS_UP, data=False))
                 self._up_at_ns += UP_EVERY_NS
@@ -301,14 +310,14 @@ class UpbitConnection:
     def _candle_tick(self, at_ns: int) -> None:
         for feed in self._feeds:
             if feed.dirty:
-                self._push(SendFrame(at_ns, feed.frame()))
+                self._push(SendFrame(at_ns, feed.frame(), market=feed.state.code))
 
     def _candle_trade(self, at_ns: int, feed: CandleFeed) -> None:
         if self._timer_ns < at_ns:
             self._fire(at_ns - 1)
         finished = feed.add_trade()
         if finished is not None and not self.closed:
-            self._push(SendFrame(at_ns, finished))
+            self._push(SendFrame(at_ns, finished, market=feed.state.code))
 
     # Requests.
 
@@ -364,7 +373,7 @@ class UpbitConnection:
                     continue
                 if not wanted.only_realtime:
                     payload = exchange.render(kind, state, self.wire_format, depth, snapshot=True)
-                    self._push(SendFrame(now_ns, payload))
+                    self._push(SendFrame(now_ns, payload, market=state.code, snapshot=True))
                 if not wanted.only_snapshot:
                     exchange._listen(self, kind, state.index, depth)
 
@@ -372,7 +381,7 @@ class UpbitConnection:
         exchange = self._exchange
         feed = CandleFeed(wanted.type, state, self.wire_format)
         if not wanted.only_realtime:
-            self._push(SendFrame(now_ns, feed.frame(snapshot=True)))
+            self._push(SendFrame(now_ns, feed.frame(snapshot=True), market=state.code, snapshot=True))
         if not wanted.only_snapshot:
             self._feeds.append(feed)
             exchange._listen_candle(self, feed)

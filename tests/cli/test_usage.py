@@ -119,6 +119,7 @@ def test_settings_from_file_and_environment_are_checked_too(
         (("--channel", "tickr"), "did you mean 'ticker'?"),
         (("--faults", "junc=1"), "did you mean 'junk'?"),
         (("--faults", "junk=often"), "junk"),
+        (("--faults", "stall_s=2"), "stall=2s@every:30s"),
         (("--rate", "0"), "rate"),
         (("--epoch", "later"), "--epoch"),
         (("--out", "a.zst"), "--duration"),

@@ -15,7 +15,7 @@ from kcs.capture.writer import WriterSettings
 from kcs.kafka.embedded import EmbeddedBroker
 from kcs.live.receipt import delivery_path, receipt_path
 from kcs.model import CloseFields, GapFields, Kind, OpenFields
-from kcs.sim.faults import Faults
+from kcs.sim.fault_text import parse_faults
 from kcs.sink import NullSink
 from kcs.stats import LatencyHistogram
 from kcs.verify import verify
@@ -35,7 +35,7 @@ def embedded() -> Iterator[str]:
 async def the_loop(bootstrap: str, directory: Path, *, frames: int, real: bool) -> None:
     """Collect, then replay at all speeds; compare digests and every record. Under 4 MB a partition."""
     latency = LatencyHistogram()
-    junk = Faults(junk=50)
+    junk = parse_faults("junk@every:50")
     async with (
         simulated(2_000, faults=junk) as sim,
         kafka(bootstrap, fresh_template("live"), latency=latency) as sink,
@@ -109,7 +109,7 @@ def test_several_partitions_keep_the_order_of_each_key(real_kafka: str, tmp_path
 
 def test_a_forced_reconnect_is_recorded_produced_and_replayed(embedded: str, tmp_path: Path) -> None:
     async def run() -> None:
-        faults = Faults(drop_connection_every_s=1)
+        faults = parse_faults("close_code=1006@after:1s")
         async with simulated(400, faults=faults) as sim, kafka(embedded, fresh_template("drop")) as sink:
             result = await collected(sim.url, tmp_path, sink, frames=500, reconnects=1)
             (capture,) = result.captures

@@ -9,9 +9,9 @@ import orjson
 
 from kcs.clock import NS_PER_S
 from kcs.model import CHANNELS
-from kcs.sim.actions import Action, SendFrame
+from kcs.sim.actions import Action, SendFrame, VenueConnection
 from kcs.sim.settings import DEFAULT_EPOCH_NS, SimSettings
-from kcs.sim.upbit import UpbitConnection, UpbitExchange
+from kcs.sim.upbit import UpbitExchange
 
 START_NS = DEFAULT_EPOCH_NS
 
@@ -30,7 +30,7 @@ def request(
     return orjson.dumps(parts)
 
 
-def connected(settings: SimSettings) -> tuple[UpbitExchange, UpbitConnection]:
+def connected(settings: SimSettings) -> tuple[UpbitExchange, VenueConnection]:
     """An exchange that opened at START_NS and a client that has said nothing yet."""
     exchange = UpbitExchange(settings, START_NS)
     return exchange, exchange.connect(START_NS)

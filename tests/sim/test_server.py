@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from kcs.clock import NS_PER_MS, NS_PER_S, SystemClock
 from kcs.errors import UsageError
-from kcs.sim.faults import Faults
+from kcs.sim.fault_text import parse_faults
 from kcs.sim.server import SimServer, serve
 from kcs.sim.settings import SimSettings
 from tests.sim.helpers import everything, request
@@ -130,7 +130,7 @@ def test_an_error_closes_with_1000() -> None:
 @pytest.mark.parametrize(("code", "seen"), [(1006, 1006), (1012, 1012), (4001, 4001)])
 def test_the_drop_fault_over_the_wire(code: int, seen: int) -> None:
     async def story() -> int | None:
-        async with served(faults=Faults(drop_connection_every_s=1, close_code=code)) as server:
+        async with served(faults=parse_faults(f"close_code={code}@after:1s")) as server:
             client = await connect(server.url)
             await rest(client)
             assert server.stats().clients == 0 or code != 1006

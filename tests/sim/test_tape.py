@@ -12,7 +12,7 @@ from kcs.capture.reader import CaptureReader
 from kcs.clock import NS_PER_S
 from kcs.errors import CaptureWriteError, UsageError
 from kcs.model import CloseFields, GapFields, Kind, OpenFields
-from kcs.sim.faults import Faults
+from kcs.sim.fault_text import parse_faults
 from kcs.sim.settings import DEFAULT_EPOCH_NS, SimSettings
 from kcs.sim.tape import write_tape
 from tests.sim.helpers import everything
@@ -75,7 +75,7 @@ def test_depth(tmp_path: Path) -> None:
 
 
 def test_a_reconnect_leaves_close_open_and_gap(tmp_path: Path) -> None:
-    faults = Faults(drop_connection_every_s=2)
+    faults = parse_faults("close_code=1006@after:2s")
     report = write_tape(tmp_path / "a.zst", SimSettings(rate=100, faults=faults), 4 * NS_PER_S)
     with CaptureReader(report.path) as reader:
         records = list(reader.records())
@@ -95,7 +95,7 @@ def test_a_reconnect_leaves_close_open_and_gap(tmp_path: Path) -> None:
 
 
 def test_ups_and_junk_are_on_the_tape(tmp_path: Path) -> None:
-    report = write_tape(tmp_path / "a.zst", SimSettings(rate=50, faults=Faults(junk=10)), 25 * NS_PER_S)
+    report = write_tape(tmp_path / "a.zst", SimSettings(rate=50, faults=parse_faults("junk@every:10")), 25 * NS_PER_S)
     with CaptureReader(report.path) as reader:
         payloads = [record.payload for record in reader.records() if record.kind == Kind.BINARY]
     assert payloads.count(b'{"status":"UP"}') == 2

@@ -14,7 +14,7 @@ from kcs.clock import NS_PER_MS, NS_PER_S
 from kcs.exchanges.upbit import UPBIT
 from kcs.model import OrderBook, Ticker, Trade
 from kcs.sim.actions import Action, DropConnection, SendClose, SendFrame, SendPong
-from kcs.sim.faults import Faults
+from kcs.sim.fault_text import parse_faults
 from kcs.sim.schedule import FOREVER
 from kcs.sim.settings import SimSettings
 from kcs.sim.upbit import UpbitExchange
@@ -257,7 +257,7 @@ def test_actions_carry_their_due_times_in_order() -> None:
 
 
 # A busy connection: ten-second UPs, candles, junk, stalls and in the end a drop.
-BUSY = SimSettings(rate=150, faults=Faults(junk=7, stall_every_s=4, stall_s=2, drop_connection_every_s=23))
+BUSY = SimSettings(rate=150, faults=parse_faults("junk@every:7,stall=2s@every:4s,close_code=1006@after:23s"))
 
 
 @pytest.mark.parametrize("step_ms", [7, 100, 1_000])
@@ -285,7 +285,7 @@ def run(steps: list[int]) -> list[Action]:
 
 
 def test_clients_do_not_change_what_others_get() -> None:
-    venue = SimSettings(rate=300, faults=Faults(drop_connection_every_s=3))
+    venue = SimSettings(rate=300, faults=parse_faults("close_code=1006@after:3s"))
     _, alone = connected(venue)
     wanted = alone.receive(START_NS, "text", request(ALL)) + alone.poll(seconds(2.9))
     exchange = UpbitExchange(venue, START_NS)
@@ -302,7 +302,7 @@ def test_clients_do_not_change_what_others_get() -> None:
 
 
 def test_a_client_that_ends_costs_its_neighbours_no_frame() -> None:
-    exchange = UpbitExchange(SimSettings(rate=300, faults=Faults(drop_connection_every_s=3)), START_NS)
+    exchange = UpbitExchange(SimSettings(rate=300, faults=parse_faults("close_code=1006@after:3s")), START_NS)
     first = exchange.connect(START_NS)
     first.receive(START_NS, "text", request(ALL))
     exchange.advance(seconds(1))
@@ -365,22 +365,22 @@ def test_advance_can_be_bounded() -> None:
 
 
 def test_the_drop_fault() -> None:
-    _, client = connected(SimSettings(rate=100, faults=Faults(drop_connection_every_s=3)))
+    _, client = connected(SimSettings(rate=100, faults=parse_faults("close_code=1006@after:3s")))
     client.receive(START_NS, "text", request(ALL))
     assert client.poll(seconds(10))[-1] == DropConnection(seconds(3), "fault")
-    _, client = connected(SimSettings(rate=100, faults=Faults(drop_connection_every_s=3, close_code=1001)))
+    _, client = connected(SimSettings(rate=100, faults=parse_faults("close_code=1001@after:3s")))
     assert client.poll(seconds(10)) == [SendClose(seconds(3), 1001, "fault")]
 
 
 def test_the_junk_fault_adds_frames_and_removes_none() -> None:
     clean = everything(QUICK, "DEFAULT", 5)
-    junky = everything(SimSettings(rate=200, faults=Faults(junk=10)), "DEFAULT", 5)
+    junky = everything(SimSettings(rate=200, faults=parse_faults("junk@every:10")), "DEFAULT", 5)
     assert len(junky) == len(clean) + len(clean[30:]) // 10
     assert [payload for payload in junky if payload in set(clean)] == clean
 
 
 def test_the_stall_fault_delays_and_loses_nothing() -> None:
-    _, client = connected(SimSettings(rate=200, faults=Faults(stall_every_s=3, stall_s=1)))
+    _, client = connected(SimSettings(rate=200, faults=parse_faults("stall=1s@every:3s")))
     actions = client.receive(START_NS, "text", request(ALL)) + client.poll(seconds(3.99))
     assert max(action.at_ns for action in actions) < seconds(3)
     burst = client.poll(seconds(4))
