@@ -25,7 +25,7 @@ from kcs.capture.reader import CaptureReader
 from kcs.exchanges import VENUES, Venue
 from kcs.model import CloseFields, Gap, Kind, OpenFields, Record
 from kcs.replay.events import Positioned, positioned
-from kcs.sim.faults import Faults
+from kcs.sim.fault_text import parse_faults
 from kcs.sim.settings import SimSettings
 from kcs.sim.tape import write_tape
 from kcs.stats import Ledger
@@ -47,7 +47,7 @@ Books = dict[str, dict[str, Any]]
 def tape(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Upbit, three channels, three connections."""
     path = tmp_path_factory.mktemp("tape") / "upbit.zst"
-    settings = SimSettings(rate=150, faults=Faults(drop_connection_every_s=3))
+    settings = SimSettings(rate=150, faults=parse_faults("close_code=1006@after:3s"))
     report = write_tape(path, settings, 10 * SECOND)
     assert report.reconnects >= 2
     return path
