@@ -1,7 +1,7 @@
 """Delivers a capture that an earlier run left behind: exactly what is not in Kafka yet, partition by partition.
 
-    deliver(path, settings, clock, log=..., settle_s=..., stop=...) -> Delivered       one capture
-    deliver_all(paths, settings, clock, log=..., settle_s=..., stop=...) -> [Delivered]  several, oldest first
+    deliver(path, settings, clock, settle_s=..., stop=...) -> Delivered                   one capture
+    deliver_all(paths, settings, clock, log=..., settle_s=..., stop=...) -> [Delivered]   several, oldest first
 
 The delivery file beside the capture says where its records went: cluster, topic template, partition counts, headers.
 With the capture's `Claim` in hand (whoever delivered it is dead) it waits until enough replicas are in sync, lets what
@@ -115,7 +115,6 @@ async def deliver(
     settings: KafkaSettings,
     clock: Clock,
     *,
-    log: Log,
     settle_s: float = SETTLE_S,
     drain_s: float = 10.0,
     stop: asyncio.Event | None = None,
@@ -134,7 +133,7 @@ async def deliver(
         assert delivery is not None, "a claim is a lock on it"
         with CaptureReader(path, strict=False) as reader:
             check_file(path, reader.header, delivery)
-            job = _Job(reader, settings_of(path, delivery, settings), clock, delivery, claim, log, stop)
+            job = _Job(reader, settings_of(path, delivery, settings), clock, delivery, claim, stop)
             job.on_progress = on_progress
             return await job.run(settle_s, drain_s, connector)
     finally:
@@ -161,7 +160,7 @@ async def deliver_all(
         if stop is not None and stop.is_set():
             break
         try:
-            one = await deliver(path, settings, clock, log=log, settle_s=settle_s, drain_s=drain_s, stop=stop)
+            one = await deliver(path, settings, clock, settle_s=settle_s, drain_s=drain_s, stop=stop)
         except (UndeliverableError, CaptureError) as error:
             log("error", f"not delivered: {error}")
             continue
@@ -204,7 +203,6 @@ class _Job:
         clock: Clock,
         delivery: DeliveryFile,
         claim: Claim,
-        log: Log,
         stop: asyncio.Event | None,
     ) -> None:
         self.reader = reader
@@ -214,7 +212,6 @@ class _Job:
         self.clock = clock
         self.delivery = delivery
         self.claim = claim
-        self.log = log
         self.stop = stop
         self.on_progress: Callable[[int], None] | None = None
         self.ledger = Ledger()
@@ -338,7 +335,7 @@ class _Job:
         digest = pipeline.digest() if settled and pipeline is not None and missing is None else None
         if settled and self.reader.sealed:
             receipt = self._write_receipt(sink, digest, extents or {}, orphans, missing)
-        done = Delivered(
+        return Delivered(
             path=self.path,
             capture_id=self.header.capture_id,
             exchange=self.header.exchange,
@@ -352,8 +349,6 @@ class _Job:
             stopped=not settled,
             seconds=(self.clock.monotonic_ns() - started_ns) / NS_PER_S,
         )
-        self.log("info" if done.complete else "warning", described(done))
-        return done
 
     def _write_receipt(
         self,
