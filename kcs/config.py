@@ -71,6 +71,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=lam
     max_age: str = "1h"
     fsync: bool = False
     drain: str = "10s"
+    settle: str = "5s"
     duration: str | None = None
 
     def __repr__(self) -> str:
@@ -89,6 +90,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=lam
     @property
     def max_age_ns(self) -> int:
         return parse_duration_ns(self.max_age, "max-age")
+
+    @property
+    def settle_s(self) -> float:
+        return parse_duration_ns(self.settle, "settle") / 1e9
 
     @property
     def drain_s(self) -> float:

@@ -21,7 +21,7 @@ from kcs.clock import NS_PER_S, Clock, SystemClock
 from kcs.config import Config
 from kcs.errors import UnknownNameError, UsageError
 from kcs.exchanges import Subscription, Venue, venue
-from kcs.live.collector import Collector, CollectorResult, CollectorSettings
+from kcs.live.collector import Collector, CollectorResult, CollectorSettings, Log, Prepare
 from kcs.live.receipt import DeliveryInfo
 from kcs.live.url import refuse_credentials
 from kcs.sink import NullSink, Sink
@@ -52,9 +52,10 @@ async def collect(verb: str, sink_kind: str, config: Config, *, quiet: bool = Fa
                     template=LIVE_TOPIC,
                     latency=latency,
                     channels=config.channel,
+                    patient=True,
                 )
             )
-            collectors.append(_collector(place, settings, sink, clock))
+            collectors.append(await _collector(place, settings, sink, clock, config))
             sinks.append(sink)
         total = config.duration_s
         with _stopping(collectors), measured(clock) as meters, progress(verb, total, quiet=quiet) as bar:
@@ -100,33 +101,40 @@ def _settings(place: Venue, config: Config) -> CollectorSettings:
     )
 
 
-def _collector(place: Venue, settings: CollectorSettings, sink: Sink, clock: Clock) -> Collector:
+async def _collector(place: Venue, settings: CollectorSettings, sink: Sink, clock: Clock, config: Config) -> Collector:
+    def log(level: str, text: str) -> None:
+        say(f"kcs: {place.name}: {text}")
+
+    delivery, prepare = await _delivery(place, settings, sink, clock, config, log)
     return Collector(
-        place,
-        settings,
-        sink=sink,
-        clock=clock,
-        rng=SystemRandom(),
-        log=lambda level, text: say(f"kcs: {place.name}: {text}"),
-        delivery=_delivery(sink),
+        place, settings, sink=sink, clock=clock, rng=SystemRandom(), log=log, delivery=delivery, prepare=prepare
     )
 
 
-def _delivery(sink: Sink) -> DeliveryInfo | None:
-    """Only a real Kafka keeps what it acknowledges; for the embedded broker there is nothing to recover."""
+async def _delivery(
+    place: Venue, settings: CollectorSettings, sink: Sink, clock: Clock, config: Config, log: Log
+) -> tuple[DeliveryInfo | None, Prepare | None]:
+    """Where the run delivers to, and what has to be done before it may.
+
+    Only a real Kafka keeps what it acknowledges; for the embedded broker there is nothing to recover.
+    """
     if isinstance(sink, NullSink):
-        return None
+        return None, None
+    from kcs.cli.preparing import Preparation, delivery_info
     from kcs.kafka.sink import KafkaSink
 
     if not isinstance(sink, KafkaSink) or sink.embedded:
-        return None
-    return DeliveryInfo(
-        cluster_id=sink.cluster_id,
-        template=sink.settings.template,
-        headers=sink.settings.headers,
-        partitions=sink.partitions(),
-        state=sink.delivery,
+        return None, None
+    preparation = Preparation(
+        sink,
+        lambda: sink.open([place.name], config.channel),
+        settings.directory,
+        place.name,
+        config.settle_s,
+        clock,
+        log,
     )
+    return delivery_info(sink), preparation.run if await preparation.needed() else None
 
 
 async def _run_all(collectors: Sequence[Collector]) -> list[CollectorResult]:

@@ -26,6 +26,9 @@ MaxSize = Annotated[str | None, typer.Option("--max-size", help="Begin a new fil
 MaxAge = Annotated[str | None, typer.Option("--max-age", help="Begin a new file at this age. [1h]")]
 Fsync = Annotated[bool, typer.Option("--fsync", help="fsync each flush: a power cut costs no more than a kill.")]
 Drain = Annotated[str | None, typer.Option("--drain", help="How long to wait for acks when stopping. [10s]")]
+Settle = Annotated[
+    str | None, typer.Option("--settle", help="After a crash: how long a dead run's records may take to surface. [5s]")
+]
 FailOnGaps = Annotated[bool, typer.Option("--fail-on-gaps", help="Gaps of the venue make exit code 3.")]
 
 
@@ -49,6 +52,7 @@ def live(
     max_age: MaxAge = None,
     fsync: Fsync = False,
     drain: Drain = None,
+    settle: Settle = None,
     fail_on_gaps: FailOnGaps = False,
     config: options.ConfigFile = None,
     json: options.Json = False,
@@ -99,6 +103,7 @@ def _settings(flags: Mapping[str, Any]) -> Config:
         "max_size",
         "max_age",
         "drain",
+        "settle",
     )
     layer = {name: flags.get(name) for name in plain}
     layer |= {name: split_names(flags[name] or []) for name in ("exchange", "channel", "market")}

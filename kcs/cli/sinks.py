@@ -11,7 +11,7 @@ from dataclasses import replace
 from kcs.cli.terminal import say
 from kcs.clock import Clock
 from kcs.config import Config
-from kcs.errors import UnknownNameError
+from kcs.errors import KafkaUnreachableError, UnknownNameError
 from kcs.model import CHANNELS
 from kcs.sink import NullSink, Sink, StdoutSink
 from kcs.stats import LatencyHistogram
@@ -58,8 +58,10 @@ async def open_sink(
     retain: bool = False,
     oldest_ns: int | None = None,
     channels: Iterable[str] = CHANNELS,
+    patient: bool = False,
 ) -> AsyncIterator[Sink]:
-    """A ready sink of that kind. `retain`: topics that are created keep records for ever (replay).
+    """A ready sink of that kind. `retain`: topics that are created keep records for ever (replay). `patient`: where no
+    broker answers the sink comes unopened, for the caller to try again.
 
     Raises KafkaError when the broker is away or refuses, ConfigError for settings that cannot be.
     """
@@ -96,7 +98,13 @@ async def open_sink(
         if retain:
             settings = replace(settings, buffer_bytes_max=REPLAY_BUFFER_BYTES)
         sink = KafkaSink(settings, clock, latency=latency)
-        await sink.open(exchanges, channels, oldest_ns=oldest_ns)
+        try:
+            await sink.open(exchanges, channels, oldest_ns=oldest_ns)
+        except KafkaUnreachableError as error:
+            if not patient:
+                raise
+            say(f"kcs: WARNING: {error}")
+            say("kcs: capturing begins without it; what is captured is delivered when it is back")
         try:
             yield sink
         finally:

@@ -22,7 +22,7 @@ from kcs.capture.writer import CaptureWriter, SealedCapture
 from kcs.clock import NS_PER_MS, NS_PER_S, Clock
 from kcs.errors import CaptureError, CaptureWriteError, KafkaError, LedgerError
 from kcs.live.follower import Follower, State
-from kcs.live.receipt import DeliveryInfo, base_name, write_delivery, write_receipt
+from kcs.live.receipt import Claim, DeliveryInfo, base_name, write_delivery, write_receipt
 from kcs.live.scrub import scrub
 from kcs.model import ClockFields, Fields, Kind, OpenFields
 from kcs.pipeline import Pipeline
@@ -70,6 +70,8 @@ class _File:
     produced: int = 0
     """Records that it became."""
     receipt: Path | None = None
+    claim: Claim | None = None
+    """From the delivery file to the receipt: nobody else delivers this file meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,11 +373,14 @@ class Recorder:
             self._unreceipted = [file for file in self._unreceipted if not self._receipted(file, self._delivery)]
 
     def _receipted(self, file: _File, delivery: DeliveryInfo) -> bool:
-        """Write this file's receipt when it has become true. True when nothing more is to be done for it."""
+        """Write this file's receipt when it has become true. True when nothing more is to be done for it.
+
+        Records that the broker refused for good are in its counts: nothing is left to deliver of them either.
+        """
         if file.digest is None:
             return True
-        state = delivery.state(file.capture_id)
-        if state is None or state.produced != file.produced or state.acked != file.produced:
+        state = None if delivery.cluster_id is None else delivery.state(file.capture_id)
+        if state is None or not state.produced == file.produced == state.acked + state.failed:
             return False
         try:
             file.receipt = write_receipt(file.path, file.capture_id, file.digest, delivery, state, fsync=self._fsync)
@@ -383,6 +388,7 @@ class Recorder:
             # Everything is delivered; without a receipt recovery looks again and finds nothing to do.
             self._log("warning", f"no receipt: {error}")
             file.digest = None
+        self._disclaim(file)
         return True
 
     def fail(self, error: CaptureWriteError) -> None:
@@ -392,17 +398,29 @@ class Recorder:
             self._log("error", f"the capture failed, stopping: {error}")
 
     def close(self) -> None:
-        """Let go of what `follow` reads; after the last of it."""
+        """Let go of what `follow` reads and of the claims; after the last of it."""
         if self._follower is not None:
             self._follower.close()
+        for file in self._files:
+            self._disclaim(file)
 
     def _write_delivery(self, file: _File) -> None:
-        if self._delivery is None:
+        """Say where the file's records go, and claim their delivery. The first of them comes later."""
+        if self._delivery is None or file.receipt is not None:
             return
         try:
-            write_delivery(file.path, file.capture_id, self._delivery, fsync=self._fsync)
+            write_delivery(file.path, file.capture_id, self._delivery, fsync=self._fsync, claim=file.claim)
+            if file.claim is None:
+                file.claim = Claim(file.path)
         except CaptureWriteError as error:
             self.fail(error)
+        except CaptureError as error:
+            self.fail(CaptureWriteError(f"its delivery cannot be claimed: {error.what}", where=error.where))
+
+    def _disclaim(self, file: _File) -> None:
+        if file.claim is not None:
+            file.claim.release()
+            file.claim = None
 
     def _finish_file(self) -> None:
         file = self._files[-1]

@@ -20,6 +20,7 @@ from kcs.clock import NS_PER_S, VirtualClock
 from kcs.errors import CaptureBusyError, CaptureWriteError, ConfigError, KafkaError, LedgerError
 from kcs.exchanges.base import Limits
 from kcs.live.collector import Collector
+from kcs.live.receipt import read_receipt
 from kcs.live.recorder import Recorder
 from kcs.live.session import Phase
 from kcs.model import GapFields, Kind, OpenFields, Record
@@ -838,7 +839,7 @@ def test_a_rotated_files_receipt_waits_for_its_acks(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_lost_record_means_no_receipt(tmp_path: Path) -> None:
+def test_a_record_that_the_broker_refused_for_good_stands_in_the_receipt(tmp_path: Path) -> None:
     async def run() -> None:
         rig = Rig(tmp_path)
         rig.sink = TestSink(hold=True)
@@ -848,9 +849,11 @@ def test_a_lost_record_means_no_receipt(tmp_path: Path) -> None:
             rig.sink.failed = 1
             rig.sink.release()
             result = await rig.stop()
-        assert result.captures[0].receipt is None
-        assert result.captures[0].digest is not None
+        receipt = read_receipt(result.captures[0].path)
+        assert receipt is not None, "nothing is left to deliver"
+        assert (receipt.records.produced, receipt.records.acked, receipt.records.failed) == (3, 2, 1)
         assert result.ledger.failed == 1
+        assert result.ledger.lost
         result.ledger.check()
 
     asyncio.run(run())

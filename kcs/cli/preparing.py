@@ -1,0 +1,104 @@
+"""What `kcs live` does about Kafka while it captures already: what earlier runs left is delivered, oldest first, and a
+broker that was away is opened when it comes back. Used by collecting.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from kcs.clock import Clock
+from kcs.errors import KafkaError, KafkaUnreachableError
+from kcs.live.backlog import left_captures, seal_left
+from kcs.live.collector import Log
+from kcs.live.receipt import DeliveryInfo
+
+if TYPE_CHECKING:
+    from kcs.kafka.sink import KafkaSink
+
+RETRY_S: Final = 2.0
+"""Between two attempts to reach a broker. Opening takes up to five seconds by itself."""
+REFUSED_RETRY_S: Final = 30.0
+"""The same where it answers and refuses: somebody has to act."""
+
+
+def delivery_info(sink: KafkaSink) -> DeliveryInfo:
+    """Where a run with this sink delivers to; before the sink is open, where it will."""
+    return DeliveryInfo(
+        cluster_id=sink.cluster_id or None,
+        template=sink.settings.template,
+        headers=sink.settings.headers,
+        partitions=sink.partitions(),
+        state=sink.delivery,
+        bootstrap=sink.settings.bootstrap,
+    )
+
+
+class Preparation:
+    """Of one exchange's run. `open_` opens the sink; `settle_s`: see `kcs.deliver`."""
+
+    def __init__(
+        self,
+        sink: KafkaSink,
+        open_: Callable[[], Awaitable[None]],
+        directory: Path,
+        exchange: str,
+        settle_s: float,
+        clock: Clock,
+        log: Log,
+    ) -> None:
+        self._sink = sink
+        self._open = open_
+        self._directory = directory
+        self._exchange = exchange
+        self._settle_s = settle_s
+        self._clock = clock
+        self._log = log
+
+    async def needed(self) -> bool:
+        """False where live may deliver at once: the sink is open, and no earlier run left anything."""
+        return not self._is_open or await asyncio.to_thread(self._anything_left)
+
+    async def run(self) -> DeliveryInfo:
+        """Seal what dead runs left, open, deliver. Tries for as long as it takes; cancel it to stop."""
+        await asyncio.to_thread(seal_left, self._directory, self._exchange, self._log)
+        while True:
+            try:
+                if not self._is_open:
+                    await self._open()
+                    self._log("info", "Kafka is there")
+                await self._deliver()
+            except KafkaUnreachableError as error:
+                await self._wait(error, RETRY_S)
+            except KafkaError as error:
+                await self._wait(error, REFUSED_RETRY_S)
+            else:
+                return delivery_info(self._sink)
+
+    async def _wait(self, error: KafkaError, seconds: float) -> None:
+        self._log("warning", f"{error}; trying again, capturing goes on")
+        await asyncio.sleep(seconds)
+
+    async def _deliver(self) -> None:
+        """What earlier runs left. Run again after a failure it finds less."""
+        from kcs.deliver import deliver_all, described
+
+        left = await asyncio.to_thread(self._left, self._log)
+        if not left:
+            return
+        self._log("info", f"delivering first what {len(left)} captures of earlier runs owe to Kafka")
+        for done in await deliver_all(left, self._sink.settings, self._clock, log=self._log, settle_s=self._settle_s):
+            self._log("info", described(done))
+
+    @property
+    def _is_open(self) -> bool:
+        return self._sink.link is not None
+
+    def _anything_left(self) -> bool:
+        partials = self._directory.glob(f"{self._exchange}-*.zst.partial")
+        return any(partials) or bool(self._left(lambda level, text: None))
+
+    def _left(self, log: Log) -> list[Path]:
+        sink = self._sink
+        return left_captures(self._directory, self._exchange, sink.cluster_id, sink.settings.bootstrap, log)
