@@ -55,10 +55,13 @@ class File(Protocol):
 
 
 class Follower:
-    """See the module docstring. `pipeline` is bound to the sink and at record `number` of `files[index]`."""
+    """See the module docstring. `pipeline` is bound to the sink and stands in `files[index]`.
+
+    `offset`: where in that file to begin looking for its record; 0 where the file begins.
+    """
 
     def __init__(
-        self, pipeline: Pipeline, sink: Sink, writer: CaptureWriter, files: Sequence[File], index: int
+        self, pipeline: Pipeline, sink: Sink, writer: CaptureWriter, files: Sequence[File], index: int, offset: int = 0
     ) -> None:
         self.pipeline = pipeline
         self.at_ns: int | None = None
@@ -74,7 +77,6 @@ class Follower:
         self._batch: Sequence[RawRecord] = ()
         self._next = 0
         file = files[index]
-        offset = writer.written_bytes() if file.capture_id == writer.capture_id else 0
         self._tail = CaptureTail(file.path, file.capture_id, number=pipeline.number, offset=offset)
 
     @property

@@ -154,6 +154,12 @@ class Claim:
         self.path = delivery_path(capture)
         try:
             self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise CaptureError(
+                f"there is no {self.path.name} beside it: nothing of it was ever to go to Kafka",
+                where=str(capture),
+                remedy="kcs replay FILE --topic ... delivers all of it",
+            ) from None
         except OSError as error:
             raise _unreadable(self.path, error.strerror or str(error)) from None
         try:

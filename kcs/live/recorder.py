@@ -227,7 +227,8 @@ class Recorder:
         self._leave(why, self._clock.now_ns())
         pipeline = self._fork(self._pipeline)
         self._pipeline.mute()
-        self._follower = Follower(pipeline, self._sink, self._writer, self._files, len(self._files) - 1)
+        index, offset = len(self._files) - 1, self._writer.written_bytes()
+        self._follower = Follower(pipeline, self._sink, self._writer, self._files, index, offset)
 
     def _meet(self, follower: Follower) -> None:
         """Everything was fed: one synchronous step back to DIRECT."""

@@ -10,9 +10,13 @@ connections; a `Connection` calls its `Handler` synchronously, from within `data
     crashed(error)                     one of the above raised: a defect; `closed` follows
 
 `recv_ns` is read in the first statement of `data_received`; all messages of one read share it, and a fragmented
-message has the time of its last fragment. No queue, no await, no pause of reading: what the socket delivers is handed
-on at once, so memory is bounded by one read plus one message of at most `frame_bytes_max` (a larger one closes the
-connection with 1009). Text is not checked for UTF-8: the capture wants the bytes, and the parser's verdict comes later.
+message has the time of its last fragment. No queue and no await: what the socket delivers is handed on at once, so
+memory is bounded by one read plus one message of at most `frame_bytes_max` (a larger one closes the connection with
+1009). Reading pauses in two cases, and then the socket's buffers and TCP make the venue wait; nothing is lost by it and
+no order changes. After a read of `LARGE_READ_BYTES` or more it pauses for one turn of the loop: with so much waiting a
+loop that reads till the socket is empty would let timers, pings and other connections wait as long. And while `hold` says
+that who takes the frames can take no more.
+ Text is not checked for UTF-8: the capture wants the bytes, and the parser's verdict comes later.
 Offered extensions: none. `Origin`: none. TLS: the default context, verified, with the host's name. A proxy is taken
 from the environment as the library finds it (HTTP and HTTPS proxies; a SOCKS proxy is a ConfigError).
 """
@@ -45,6 +49,9 @@ from kcs.model import Kind
 
 UNSENT_BYTES_MAX: Final = 1024 * 1024
 """A peer that makes us answer pings but does not read is cut off beyond this."""
+
+LARGE_READ_BYTES: Final = 64 * 1024
+"""A read of so much says that more is waiting: half a millisecond of frames."""
 
 USER_AGENT: Final = "kcs"
 
@@ -98,6 +105,8 @@ class Connection(asyncio.Protocol):
         self._is_open = False
         self._handling = False
         self._write_paused = False
+        self._reading = True
+        self._held = False
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
         self._partial: bytearray | None = None
@@ -134,6 +143,15 @@ class Connection(asyncio.Protocol):
         """Cut the connection now."""
         if self._transport is not None:
             self._transport.abort()
+
+    def hold(self, held: bool) -> None:
+        """Read no more until it is called with False. Pings go out all the while, but no pong is heard."""
+        if held is not self._held:
+            self._held = held
+            if held:
+                self._pause()
+            else:
+                self._resume()
 
     @property
     def is_handshaken(self) -> bool:
@@ -173,6 +191,9 @@ class Connection(asyncio.Protocol):
         self._handling = False
         if websocket.state is not State.OPEN:
             self._expect_close()
+        if len(data) >= LARGE_READ_BYTES and self._reading:
+            self._pause()
+            self._loop.call_soon(self._resume)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -217,6 +238,18 @@ class Connection(asyncio.Protocol):
         self._unsent_bytes = 0
 
     # Leaves.
+
+    def _pause(self) -> None:
+        if self._transport is not None and self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        transport = self._transport
+        if transport is not None and not self._reading and not self._held:
+            self._reading = True
+            if not transport.is_closing():
+                transport.resume_reading()
 
     def _handshake(self, events: Sequence[object], recv_ns: int) -> bool:
         """Handle the answer to the upgrade. True when the connection is open: `events[0]` is the answer."""

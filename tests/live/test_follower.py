@@ -190,6 +190,27 @@ def test_the_sink_may_come_later_than_the_frames(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_sink_that_comes_when_the_first_frames_are_on_disk(tmp_path: Path) -> None:
+    async def run() -> None:
+        rig, tap, ready = Rig(tmp_path, writer=WriterSettings(flush_ns=1), sink=TestSink()), Tap(), asyncio.Event()
+
+        async def prepare() -> None:
+            await ready.wait()
+
+        async with rig.serving(tap.script):
+            rig.start(prepare=prepare, delivery=True)
+            await tap.send(rig, 20)
+            (partial,) = files(tmp_path, "*.partial")
+            await until(lambda: len([r for r in read(partial) if r.kind.name == "BINARY"]) == 20)
+            ready.set()
+            await until(lambda: rig.collector.lag is None)
+            result = await rig.stop()
+        assert len(prices(rig.sink)) == 20
+        assert_delivered(rig, result)
+
+    asyncio.run(run())
+
+
 def test_a_sink_that_never_comes_costs_nothing_but_the_delivery(tmp_path: Path) -> None:
     async def run() -> None:
         rig, tap, cancelled = Rig(tmp_path, sink=TestSink()), Tap(), asyncio.Event()
