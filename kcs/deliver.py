@@ -74,7 +74,7 @@ class Delivered:
     `ledger` is that of the whole capture, however much was there before: its `acked` includes `already`, the records
     found in Kafka; its `unread` are records that the damaged file holds no more. `orphans`: records in Kafka with frame
     numbers at or beyond the capture's end. `missing` None: the capture is whole. `stopped`: it was told to stop before
-    all was delivered. `receipt` None: it was stopped, records are in flight, or the file is not sealed.
+    all was delivered. `receipt` None: it was stopped, records are in flight, or the file is a `.partial`.
     """
 
     path: Path
@@ -333,7 +333,7 @@ class _Job:
             missing = self._missing()
         orphans = sum(extent.orphans for extent in (extents or {}).values())
         digest = pipeline.digest() if settled and pipeline is not None and missing is None else None
-        if settled and self.reader.sealed:
+        if settled and not self.path.name.endswith(PARTIAL):
             receipt = self._write_receipt(sink, digest, extents or {}, orphans, missing)
         return Delivered(
             path=self.path,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from kcs import __version__
-from kcs.cli import demo, exchanges, export, files, live, replay, sim, verify
+from kcs.cli import demo, exchanges, export, files, live, recover, replay, sim, verify
 from kcs.cli.report import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from kcs.cli.terminal import end_talk, say
 from kcs.errors import KcsError
@@ -77,8 +77,8 @@ for _name, _verb in (
     ("info", files.info),
     ("cat", files.cat),
     ("verify", verify.verify),
-    ("recover", files.recover),
-    ("repack", files.repack),
+    ("recover", recover.recover),
+    ("repack", recover.repack),
     ("import", files.import_),
     ("export", export.export),
     ("exchanges", exchanges.exchanges),

@@ -1,4 +1,4 @@
-"""`kcs info`, `cat`, `recover`, `repack`, `import`: tools that read and mend capture files, without Kafka."""
+"""`kcs info`, `cat`, `import`: tools that read and make capture files, without Kafka."""
 
 from __future__ import annotations
 
@@ -114,51 +114,6 @@ def _event_json(item: Positioned) -> bytes:
         "channel": type(item.event).__name__.lower(),
     }
     return msgspec.json.encode({**position, **msgspec.to_builtins(item.event)}) + b"\n"
-
-
-def recover(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A capture that was cut, damaged or never sealed.", readable=False)
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The sealed capture to write.", readable=False)],
-    force: options.Force = False,
-    json: options.Json = False,
-) -> int:
-    """Save every intact record into a new sealed capture, under the same id and numbers. Exit 3: some are missing."""
-    import msgspec
-
-    from kcs.capture.info import describe_damage
-    from kcs.capture.recover import recover as recover_capture
-
-    report = recover_capture(source, out, force=force)
-    if json:
-        put_json({"verb": "recover", **msgspec.to_builtins(report)})
-    else:
-        rows = [("written", f"{report.target}: {report.records:,} records, {report.bytes:,} bytes")]
-        rows += [("damage", describe_damage(damage).split(maxsplit=1)[1]) for damage in report.damage]
-        if report.missing:
-            rows.append(("missing", f"{report.missing:,} records, lost for good"))
-        table(rows, title="kcs recover")
-    return EXIT_OK if report.complete else EXIT_LOSS
-
-
-def repack(captures: options.Captures, json: options.Json = False) -> int:
-    """Rewrite sealed captures with larger chunks: the same records, numbers, id and digest in a smaller file.
-
-    A live capture is written in chunks of a quarter of a second, so that a kill costs no more; large ones pack better.
-    """
-    import msgspec
-
-    from kcs.capture.recover import repack as repack_capture
-
-    for path in captures:
-        report = repack_capture(path)
-        if json:
-            put_json({"verb": "repack", **msgspec.to_builtins(report)})
-        else:
-            chunks = f"{report.chunks_before:,} -> {report.chunks_after:,} chunks"
-            table([(str(path), f"{report.bytes_before:,} -> {report.bytes_after:,} bytes, {chunks}")])
-    return EXIT_OK
 
 
 def import_(
