@@ -313,7 +313,8 @@ def _show_verdict(verdict: Verdict, topics: Sequence[tuple[str, str]]) -> None:
     ]
     for c in verdict.comparisons:
         same = "not comparable" if c.matches is None else "equal" if c.matches else f"NOT EQUAL ({c.digest})"
-        rows.append((c.source, f"{same}{': ' + c.why if c.why else ''}"))
+        name, beside = ("given", "") if c.source == "given" else ("receipt", f", {Path(c.source).name}")
+        rows.append((name, f"{same}{': ' + c.why if c.why else ''}{beside}"))
     if verdict.holes:
         rows.append(("HOLES", f"{verdict.holes:,} records are missing: their numbers are not there"))
         rows.append(("", f"numbers {_missing_text(verdict)}"))

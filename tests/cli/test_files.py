@@ -15,9 +15,7 @@ import pytest
 
 from kcs.capture.format import DESCRIPTOR_BYTES
 from kcs.capture.reader import CaptureReader
-from kcs.live.receipt import receipt_path
 from kcs.model import CloseFields, GapFields, Kind, OpenFields
-from kcs.sink import RECORD_SCHEMA_VERSION
 from kcs.verify import verify
 from tests.cli.processes import Done, environment, run, running
 from tests.replay.making import MS, SECOND, START_NS, make, trades, writer
@@ -161,47 +159,7 @@ def test_a_replay_whose_reader_goes_away_has_not_delivered(tmp_path: Path) -> No
     assert "did not arrive" in said
 
 
-# --- verify ---------------------------------------------------------------------------------------------------------
-
-
-def test_verify_a_whole_file_against_digest_and_receipt(path: Path, kcs: Call) -> None:
-    digest = verify(path).digest
-    receipt_path(path).write_text(json.dumps({"digest": digest, "record_schema": RECORD_SCHEMA_VERSION}))
-    done = kcs("verify", path, "--digest", digest, "--json")
-    assert done.code == 0
-    found = done.json
-    assert (found["ok"], found["digest"], found["holes"], found["damage"]) == (True, digest, 0, [])
-    assert [row["matches"] for row in found["compared"]] == [True, True]
-    text = kcs("verify", path)
-    assert (text.code, text.out) == (0, b"")
-    assert "whole" in text.err
-    assert digest in text.err
-
-
-def test_verify_says_where_frames_are_missing(tmp_path: Path, kcs: Call) -> None:
-    target = writer(tmp_path, 1)
-    target.append_fields(Kind.OPEN, 3, START_NS, OpenFields("ws://venue.test/"))
-    target.append_fields(Kind.CLOSE, 3, START_NS, CloseFields(1006, frames=1_700))
-    path = target.close(START_NS)[0].path
-    done = kcs("verify", path, "--json")
-    assert (done.code, done.json["ok"]) == (3, False)
-    assert done.json["miscounted"] == [{"number": 1, "stream": 3, "said": 1_700, "counted": 0}]
-    text = kcs("verify", path).err
-    assert "1,700" in text
-    assert "NOT WHOLE" in text
-
-
-def test_verify_another_digest_or_receipt_is_exit_3(path: Path, kcs: Call) -> None:
-    done = kcs("verify", path, "--digest", "0" * 64)
-    assert done.code == 3
-    assert "NOT EQUAL" in done.err
-    receipt_path(path).write_text(json.dumps({"digest": "f" * 64, "record_schema": RECORD_SCHEMA_VERSION}))
-    assert kcs("verify", path).code == 3
-    receipt_path(path).write_text(json.dumps({"digest": "f" * 64, "record_schema": 999}))
-    done = kcs("verify", path)
-    assert done.code == 0
-    assert "not comparable" in done.err
-    assert kcs("verify", path, path, "--digest", "0" * 64).code == 2
+# --- damage -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_flipped_byte_is_exit_3_for_everyone(path: Path, kcs: Call, tmp_path: Path) -> None:
