@@ -13,12 +13,12 @@ Read back with librdkafka, which shares no code with the sink.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import pairwise
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, TopicPartition
@@ -41,9 +41,9 @@ Place = tuple[str, int]
 
 
 class Load:
-    """`rate` records a second of 24 markets on three channels; half of them trades."""
+    """`rate` records a second of 24 markets on three channels; half of them trades. `age_ns`: so old are its records."""
 
-    def __init__(self, sink: KafkaSink, rate: int, *, seed: int = 1) -> None:
+    def __init__(self, sink: KafkaSink, rate: int, *, seed: int = 1, age_ns: int = 0) -> None:
         self.sink = sink
         self.rate = rate
         self.number = 0
@@ -52,8 +52,11 @@ class Load:
         """Position (12 bytes) and hash of each record, by the partition where it belongs, in order."""
         self.behind_max = 0
         self.stall_max_s = 0.0
-        """Longest time without a single ack while something was in flight."""
+        """Longest time without a single ack, whatever the partition, while something was in flight."""
+        self.flight_max_s = 0.0
+        """Longest time that one batch was under way: for so long its partition took nothing else."""
         self._clock = SystemClock()
+        self._age_ns = age_ns
         rng = random.Random(seed)
         self._bodies = {
             channel: [rng.randbytes(size // 2).hex() for _ in range(64)] for channel, size in _SIZES.items()
@@ -68,7 +71,7 @@ class Load:
         channel = "trade" if number % 2 else CHANNELS[1 + number // 2 % 2]
         market = self._markets[number * 7 % 24]
         value = f'["{self._bodies[channel][number % 64]}",{number}]'.encode()
-        recv_ns = self._clock.now_ns()
+        recv_ns = self._clock.now_ns() - self._age_ns
         trade_id = b"%d" % number if channel == "trade" else b""
         position = POSITION.pack(number, 0, recv_ns)
         route = self._routes.get((channel, market))
@@ -103,10 +106,15 @@ class Load:
             if self.sink.acked != acked or not self.sink.in_flight:
                 acked, acked_s = self.sink.acked, loop.time()
             self.stall_max_s = max(self.stall_max_s, loop.time() - acked_s)
+            self.flight_max_s = max(self.flight_max_s, self._oldest_flight_s(loop.time()))
             caught_up = self.number >= due
             if task.done() and (caught_up or task.exception() is not None):
                 return
             await asyncio.sleep(_TICK_S if caught_up or self.sink.full else 0)
+
+    def _oldest_flight_s(self, now_s: float) -> float:
+        parts = itertools.chain(*self.sink._partitions.values())
+        return max((now_s - part.flying.shipped_s for part in parts if part.flying is not None), default=0.0)
 
 
 def _hash(key: bytes, value: bytes, timestamp_ms: int, headers: list[tuple[str, bytes]]) -> bytes:
@@ -142,7 +150,7 @@ def compare(load: Load, bootstrap: str) -> Comparison:
         known = {record[:12]: record for record in wanted}
         lost += len(known.keys() - set(positions))
         doubled += len(positions) - len(set(positions))
-        disordered += sum(1 for one, other in pairwise(positions) if other < one)
+        disordered += sum(1 for one, other in itertools.pairwise(positions) if other < one)
         different += sum(1 for record in got if known.get(record[:12]) != record)
     records = sum(len(records) for records in found.values())
     return Comparison(records, len(found), lost, doubled, disordered, different)
