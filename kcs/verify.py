@@ -24,10 +24,11 @@ import msgspec
 
 from kcs.capture.format import CaptureHeader
 from kcs.capture.framecount import EndOfStream, FrameCount, Miscount
+from kcs.capture.osfile import read_small
 from kcs.capture.reader import CaptureReader, Damage
 from kcs.errors import CaptureError
 from kcs.exchanges import venue
-from kcs.live.receipt import receipt_path
+from kcs.live.receipt import FILE_BYTES_MAX, receipt_path
 from kcs.model import Event, Gap
 from kcs.pipeline import Pipeline
 from kcs.sink import RECORD_SCHEMA_VERSION, NullSink, Sink
@@ -229,8 +230,11 @@ def _comparisons(path: Path, digest: str, expected: str | None) -> list[Comparis
 
 def _with_receipt(path: Path, digest: str) -> Comparison:
     try:
-        receipt = msgspec.json.decode(path.read_bytes(), type=_Receipt)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        receipt = msgspec.json.decode(read_small(path, FILE_BYTES_MAX) or b"", type=_Receipt)
+    except CaptureError as error:
+        why = error.what.removeprefix("cannot read: ")
+        raise CaptureError(f"the receipt cannot be read: {why}", where=str(path), remedy="move it away") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CaptureError(f"the receipt cannot be read: {error}", where=str(path), remedy="move it away") from None
     if receipt.record_schema != RECORD_SCHEMA_VERSION:
         why = f"written under record schema {receipt.record_schema}, this kcs makes {RECORD_SCHEMA_VERSION}"
