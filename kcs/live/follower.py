@@ -131,7 +131,7 @@ class Follower:
             if not batch and from_memory and file.ended is None:
                 batch = self._writer.unwritten(number)
                 if batch and batch[0][0] != number:
-                    continue  # it was written just now
+                    return State.DISK  # it was written just now
                 if batch:
                     self._tail.number = batch[-1][0] + 1
             if not batch:

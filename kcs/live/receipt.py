@@ -37,7 +37,7 @@ from typing import Annotated, Any, Final, Protocol, TypeVar
 import msgspec
 import orjson
 
-from kcs.capture.osfile import read_small, write_error, write_small
+from kcs.capture.osfile import read_small, sync_directory, write_error, write_small
 from kcs.errors import CaptureBusyError, CaptureError, NewerFormatError
 from kcs.sink import RECORD_SCHEMA_VERSION
 
@@ -272,6 +272,8 @@ def _write(path: Path, content: dict[str, Any], fsync: bool, claim: Claim | None
         if claim is not None:
             claim.move_to(os.open(temporary, os.O_RDONLY | os.O_CLOEXEC))
         temporary.replace(path)
+        if fsync:
+            sync_directory(path.parent)
     except OSError as error:
         raise write_error(error, path, "write it") from error
     return path

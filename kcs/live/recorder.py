@@ -36,6 +36,7 @@ _STATE = int(Kind.STATE)
 
 LATE_NS: Final = 100 * NS_PER_MS
 """A loop that is later than this has more to do than it can: capturing goes first."""
+_CALM_S: Final = 0.05
 _DISK_S: Final = 0.005
 _FAULT_S: Final = 1.0
 _TOLD_AFTER_NS: Final = NS_PER_S
@@ -198,13 +199,15 @@ class Recorder:
                 self._unreadable = True
                 self._log("error", f"delivery stops, capturing goes on: {error}")
                 return
-            if state is State.FULL:
+            if state is State.FULL or (state is State.MET and self._sink.full):
                 await self._room()
             elif state is State.DISK:
                 if self.failure is not None and self._files[-1].ended is not None:
                     return
                 await asyncio.sleep(_DISK_S)
-            elif state is State.MET and not self._late and not self._sink.full:
+            elif state is State.MET and self._late:
+                await asyncio.sleep(_CALM_S)
+            elif state is State.MET:
                 self._meet(follower)
             else:
                 await asyncio.sleep(0)
@@ -410,7 +413,8 @@ class Recorder:
         if self._delivery is None or file.receipt is not None:
             return
         try:
-            write_delivery(file.path, file.capture_id, self._delivery, fsync=self._fsync, claim=file.claim)
+            # Synced in any case: a power cut that tears it would leave a capture that nobody delivers.
+            write_delivery(file.path, file.capture_id, self._delivery, fsync=True, claim=file.claim)
             if file.claim is None:
                 file.claim = Claim(file.path)
         except CaptureWriteError as error:
