@@ -1,4 +1,4 @@
-"""Compares what topics hold with what captures make, record by record. No I/O but the spool's memory, no loop.
+"""Compares what topics hold with what captures make, record by record. No I/O but the spool, no loop.
 
 Contract: an `Audit` is told of its captures (`expect`; the pipeline fills what that returns), then given the records of
 every partition in offset order (`take`; partitions may take turns as they like, captures too), then asked (`report`).
@@ -55,12 +55,12 @@ class Message(Protocol):
 class Line:
     """One capture on one partition: how far the comparison is.
 
-    `next` is the index behind the highest position present; `at` where its entry is in memory, `left` how many entries
-    follow there; `hint` the index behind the last record found. `missing` has a 1 for each position below `next` that
-    has no record so far; it exists only where one was passed over.
+    `next` is the index behind the highest position present; its entry is at `at` in `block`, a part of the shelf.
+    `hint` is the index behind the last record found. `missing` has a 1 for each position below `next` that has no
+    record so far; it exists only where one was passed over.
     """
 
-    __slots__ = ("at", "first_offset", "hint", "last_offset", "left", "missing", "next", "place", "shelf")
+    __slots__ = ("at", "block", "first_offset", "hint", "last_offset", "missing", "next", "place", "shelf")
 
     def __init__(self, place: Place, shelf: Shelf) -> None:
         self.place = place
@@ -73,10 +73,9 @@ class Line:
         self.seek()
 
     def seek(self) -> None:
-        """Point `at` to the entry that is due."""
-        due = self.next < self.shelf.count
-        self.at = self.shelf.locate(self.next) if due else -ENTRY_BYTES
-        self.left = self.shelf.room(self.next) if due else 0
+        """Have the entry that is due at hand; none when all are present."""
+        self.at = 0
+        self.block = self.shelf.entries(self.next) if self.next < self.shelf.count else b""
 
     def jump(self, index: int) -> None:
         """`index`, at or above `next`, is present; what was passed over is missing so far."""
@@ -84,8 +83,12 @@ class Line:
             if self.missing is None:
                 self.missing = bytearray(self.shelf.count)
             self.missing[self.next : index] = b"\1" * (index - self.next)
+        behind = self.at + (index + 1 - self.next) * ENTRY_BYTES
         self.next = index + 1
-        self.seek()
+        if behind < len(self.block):
+            self.at = behind
+        else:
+            self.seek()
 
     def sight(self, offset: int) -> None:
         """The record at `offset` makes a position present."""
@@ -120,7 +123,7 @@ class Case:
 
     __slots__ = (
         "beyond", "broker_times", "different", "doubled", "end", "expectation", "fields", "findings", "found", "holes",
-        "lines", "memory", "misplaced", "noted", "orphans", "out_of_order", "strays",
+        "lines", "misplaced", "noted", "orphans", "out_of_order", "strays",
     )  # fmt: skip
 
     def __init__(self, expectation: Expectation) -> None:
@@ -128,7 +131,6 @@ class Case:
         self.end = 0
         self.holes: list[tuple[int, int]] = []
         self.lines: dict[Place, Line] = {}
-        self.memory: Any = b""
         self.found = self.doubled = self.misplaced = self.orphans = self.beyond = 0
         self.out_of_order = self.different = self.broker_times = 0
         self.fields: dict[str, int] = {}
@@ -137,9 +139,8 @@ class Case:
         self.strays: list[Line] = []
         """The lines in the order in which a stray was found in them last."""
 
-    def begin(self, memory: Any) -> None:
+    def begin(self) -> None:
         """Everything is spooled."""
-        self.memory = memory
         self.lines = {place: Line(place, shelf) for place, shelf in self.expectation.shelves.items()}
         self.strays = list(self.lines.values())
 
@@ -150,30 +151,20 @@ class Case:
             frame, event, _ = POSITION.unpack(position[:POSITION_BYTES])
             self.findings.append(Finding(fault, *place, offset, frame, event, **more))
 
-    def position(self, line: Line, index: int) -> bytes:
-        at = line.shelf.locate(index)
-        return bytes(self.memory[at : at + POSITION_BYTES])
-
     def index_of(self, line: Line, position: bytes) -> int | None:
         """The index of the entry of this position; None: the capture does not make it for this partition."""
-        memory, locate, count = self.memory, line.shelf.locate, line.shelf.count
+        entry, count = line.shelf.entry, line.shelf.count
         order = position[:ORDER_BYTES]
+        if line.hint < count and entry(line.hint, ORDER_BYTES) == order:  # most strange records follow each other
+            return line.hint
         low, high = 0, count
-        if line.hint < count:  # most strange records follow each other
-            at = locate(line.hint)
-            if memory[at : at + ORDER_BYTES] == order:
-                return line.hint
         while low < high:
             middle = (low + high) // 2
-            at = locate(middle)
-            if memory[at : at + ORDER_BYTES] < order:
+            if entry(middle, ORDER_BYTES) < order:
                 low = middle + 1
             else:
                 high = middle
-        if low == count:
-            return None
-        at = locate(low)
-        return low if memory[at : at + ORDER_BYTES] == order else None
+        return low if low < count and entry(low, ORDER_BYTES) == order else None
 
     def odd(self, line: Line, message: Message, entry: bytes) -> None:
         """A record that is not exactly the one that is due on its partition."""
@@ -202,8 +193,7 @@ class Case:
             self.note("different", place, offset, entry, fields=fields)
 
     def _fields(self, line: Line, index: int, message: Message, entry: bytes) -> tuple[str, ...]:
-        at = line.shelf.locate(index)
-        fields = differences(self.memory[at : at + ENTRY_BYTES], entry, line.shelf.named)
+        fields = differences(line.shelf.entry(index), entry, line.shelf.named)
         if "timestamp" in fields and message.timestamp_type == _LOG_APPEND_TIME:
             self.broker_times += 1
             return tuple(name for name in fields if name != "timestamp")
@@ -244,7 +234,6 @@ class Audit:
     def __init__(self) -> None:
         self._spool = Spool()
         self._cases: dict[bytes, Case] = {}
-        self._memory: Any = None
         self.other_captures = 0
         """Records read that belong to captures which are not part of this audit."""
         self.without_header = 0
@@ -265,13 +254,12 @@ class Audit:
 
     def begin(self) -> None:
         """All captures are fed; records may come."""
-        self._memory = self._spool.memory()
         for case in self._cases.values():
-            case.begin(self._memory)
+            case.begin()
 
     def take(self, place: Place, messages: Iterable[Message]) -> None:
         """The next records of a partition, in offset order."""
-        memory, cases = self._memory, self._cases
+        cases = self._cases
         for message in messages:
             headers = message.headers
             header = headers[0][1] if headers and headers[0][0] == HEADER_NAME else _header(headers)
@@ -289,13 +277,12 @@ class Audit:
                 continue
             entry = entry_of(header[_ID_BYTES:], message, line.shelf.named)
             at = line.at
-            if memory[at : at + ENTRY_BYTES] != entry:
+            if line.block[at : at + ENTRY_BYTES] != entry:
                 case.odd(line, message, entry)
                 continue
             line.next = line.hint = line.next + 1
-            line.at = at + ENTRY_BYTES
-            line.left -= 1
-            if not line.left:
+            line.at = at = at + ENTRY_BYTES
+            if at == len(line.block):
                 line.seek()
             line.last_offset = message.offset
             if line.first_offset < 0:
@@ -309,9 +296,6 @@ class Audit:
 
     def close(self) -> None:
         """Release the temporary file; safe to call twice."""
-        self._memory = None
-        for case in self._cases.values():
-            case.memory = b""
         self._spool.close()
 
 

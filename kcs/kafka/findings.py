@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from kcs.kafka.spool import Place
+from kcs.kafka.spool import POSITION_BYTES, Place
 from kcs.sink import POSITION
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ class Reporter:
         for first, end in line.runs():
             for fault, low, high in (("expired", first, min(end, expired)), ("missing", max(first, expired), end)):
                 if low < high:
-                    frame, event, _ = POSITION.unpack(self.case.position(line, high - 1))
-                    position = self.case.position(line, low)
+                    frame, event, _ = POSITION.unpack(line.shelf.entry(high - 1, POSITION_BYTES))
+                    position = line.shelf.entry(low, POSITION_BYTES)
                     self.case.note(fault, line.place, None, position, records=high - low, last=(frame, event))
         return expired
 

@@ -11,7 +11,6 @@ The hash is Python's own of bytes (SipHash with a key of this process): two diff
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -86,7 +85,6 @@ class Spool:
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="kcs-verify-", buffering=0)  # noqa: SIM115 - closed by `close`
         self._size = 0
-        self._map: mmap.mmap | None = None
 
     def write(self, block: bytes) -> int:
         """Keep a block; returns where it begins."""
@@ -104,17 +102,12 @@ class Spool:
         self._size += len(block)
         return at
 
-    def memory(self) -> bytes | mmap.mmap:
-        """All blocks, to be sliced. To be called after the last `write`."""
-        if self._map is None and self._size:
-            self._map = mmap.mmap(self._file.fileno(), self._size, access=mmap.ACCESS_READ)
-        return b"" if self._map is None else self._map
+    def read(self, at: int, size: int) -> bytes:
+        """A part of what was written."""
+        return os.pread(self._file.fileno(), size, at)
 
     def close(self) -> None:
         """Let the file go; safe to call twice."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
         self._file.close()
 
     def __enter__(self) -> Spool:
@@ -127,22 +120,29 @@ class Spool:
 class Shelf:
     """The entries of one capture on one partition: `blocks` are their places in the spool, all full but the last."""
 
-    __slots__ = ("blocks", "count", "named", "pending")
+    __slots__ = ("_spool", "blocks", "count", "named", "pending")
 
-    def __init__(self, named: str) -> None:
+    def __init__(self, spool: Spool, named: str) -> None:
+        self._spool = spool
         self.named = named
         self.blocks: list[int] = []
         self.count = 0
         self.pending = bytearray()
 
-    def locate(self, index: int) -> int:
-        """Where entry `index` is in the spool's memory."""
-        block, within = divmod(index, _BLOCK_ENTRIES)
-        return self.blocks[block] + within * ENTRY_BYTES
+    def flush(self) -> None:
+        """Move what is pending to the spool."""
+        self.blocks.append(self._spool.write(bytes(self.pending)))
+        self.pending.clear()
 
-    def room(self, index: int) -> int:
-        """How many entries follow each other in memory from `index` on."""
-        return min(self.count - index, _BLOCK_ENTRIES - index % _BLOCK_ENTRIES)
+    def entry(self, index: int, size: int = ENTRY_BYTES) -> bytes:
+        """The first `size` bytes of an entry; after the last `flush`."""
+        block, within = divmod(index, _BLOCK_ENTRIES)
+        return self._spool.read(self.blocks[block] + within * ENTRY_BYTES, size)
+
+    def entries(self, index: int) -> bytes:
+        """This entry and those that follow it in its block."""
+        follow = min(self.count - index, _BLOCK_ENTRIES - index % _BLOCK_ENTRIES)
+        return self.entry(index, follow * ENTRY_BYTES)
 
 
 class _Route:
@@ -173,7 +173,7 @@ class Expectation:
         place = self._place_of(channel, exchange, raw_key)
         shelf = self.shelves.get(place)
         if shelf is None:
-            shelf = self.shelves[place] = Shelf(named_header(channel))
+            shelf = self.shelves[place] = Shelf(self._spool, named_header(channel))
         return _Route(shelf, hash(raw_key))
 
     def emit(
@@ -190,19 +190,15 @@ class Expectation:
         pending = shelf.pending
         pending += position + _pack(recv_ns // _MS_NS, route.key_hash, hash(value), name_hash, rest_hash)
         shelf.count += 1
+        self.acked += 1
         if len(pending) == _BLOCK_BYTES:
-            self._flush(shelf)
-
-    def _flush(self, shelf: Shelf) -> None:
-        shelf.blocks.append(self._spool.write(bytes(shelf.pending)))
-        self.acked += len(shelf.pending) // ENTRY_BYTES
-        shelf.pending.clear()
+            shelf.flush()
 
     def seal(self) -> None:
         """The capture is at its end: everything goes to the spool."""
         for shelf in self.shelves.values():
             if shelf.pending:
-                self._flush(shelf)
+                shelf.flush()
 
     async def room(self) -> None:
         """Never full."""

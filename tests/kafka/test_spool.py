@@ -11,7 +11,7 @@ import pytest
 
 from kcs.errors import KcsError
 from kcs.kafka import spool
-from kcs.kafka.spool import ENTRY_BYTES, Expectation, Shelf, Spool, entry_of
+from kcs.kafka.spool import ENTRY_BYTES, Expectation, Spool, entry_of
 from tests.kafka.topiclog import Made, message, place, place_of
 
 CAPTURE = b"capture1"
@@ -31,23 +31,17 @@ def test_every_entry_is_where_its_index_says(count: int) -> None:
     records = [Made("trade", "ABC"[n % 3], n, value=b"%d" % n, trade_id=b"t%d" % n) for n in range(count)]
     with Spool() as target:
         sink = filled(target, records)
-        memory = target.memory()
         assert sink.acked == count
         for where, shelf in sink.shelves.items():
             here = [made for made in records if place(made) == where]
             assert shelf.count == len(here)
             for index, made in enumerate(here):
-                at = shelf.locate(index)
                 expected = entry_of(made.position, message(made, CAPTURE), shelf.named)
-                assert memory[at : at + ENTRY_BYTES] == expected
-                follow = [shelf.locate(index + n) - at for n in range(shelf.room(index))]
-                assert follow == [n * ENTRY_BYTES for n in range(len(follow))]
-
-
-def test_room_ends_with_the_block_or_the_shelf() -> None:
-    shelf = Shelf("id")
-    shelf.count = 1_000
-    assert [shelf.room(index) for index in (0, 511, 512, 999)] == [512, 1, 488, 1]
+                assert shelf.entry(index) == expected
+                assert shelf.entry(index, 12) == made.position[:12]
+                follow = shelf.entries(index)
+                assert len(follow) == ENTRY_BYTES * min(shelf.count - index, 512 - index % 512)
+                assert follow.startswith(expected)
 
 
 def test_memory_does_not_grow_with_the_capture() -> None:
@@ -81,7 +75,7 @@ def test_a_write_may_be_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool.os, "write", lambda fd, data: write(fd, data[:7]))
     with Spool() as target:
         at = target.write(bytes(range(100)))
-        assert target.memory()[at : at + 100] == bytes(range(100))
+        assert target.read(at, 100) == bytes(range(100))
 
 
 def test_the_file_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,5 +83,4 @@ def test_the_file_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with Spool() as target:
         filled(target, [Made("trade", "A", n) for n in range(600)])
         assert list(tmp_path.iterdir()) == []
-        target.memory()
     target.close()
