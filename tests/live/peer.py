@@ -25,6 +25,15 @@ class MemoryTransport(asyncio.Transport):
         self.written = bytearray()
         self.eof = False
         self.aborted = False
+        self.reading = True
+
+    def pause_reading(self) -> None:
+        assert self.reading
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        assert not self.reading
+        self.reading = True
 
     def take(self) -> bytes:
         data, self.written = bytes(self.written), bytearray()

@@ -10,15 +10,17 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.frames import Opcode
 from websockets.uri import parse_uri
 
 from kcs.clock import NS_PER_S, SystemClock, VirtualClock
 from kcs.errors import ConfigError
 from kcs.live.actions import ConnectFailure, ConnectionEnd
-from kcs.live.transport import UNSENT_BYTES_MAX, ConnectFailed, Connection, Dialer, TransportSettings
+from kcs.live.transport import LARGE_READ_BYTES, UNSENT_BYTES_MAX, ConnectFailed, Connection, Dialer, TransportSettings
 from kcs.model import Kind
 from tests.live.peer import Listener, Pair
+from tests.live.rig import LOOPS
 from tests.live.support import START_NS, settle
 
 TEXT, BINARY = int(Kind.TEXT), int(Kind.BINARY)
@@ -327,6 +329,131 @@ async def test_what_could_not_be_written_is_written_later() -> None:
     assert [bytes(frame.data) for frame in pair.at_server()] == [b"one", b"two"]
     assert pair.connection.send_text("three")
     assert [bytes(frame.data) for frame in pair.at_server()] == [b"three"]
+
+
+# ---------------------------------------------------------------- when more comes than can be taken
+
+
+def reads(pair: Pair) -> bool:
+    return pair.transport.reading
+
+
+def large_read(pair: Pair) -> bytes:
+    """Many frames, together a large read."""
+    for number in range(LARGE_READ_BYTES // 1000 + 1):
+        pair.server.send_binary(b"%01000d" % number)
+    return b"".join(pair.server.data_to_send())
+
+
+@on_loop
+async def test_after_a_large_read_everything_else_has_a_turn() -> None:
+    pair = Pair().open()
+    pair.server.send_binary(b"small")
+    pair.from_server()
+    assert reads(pair)
+    turns: list[str] = []
+    asyncio.get_running_loop().call_soon(lambda: turns.append(f"other, reading {reads(pair)}"))
+    pair.connection.data_received(large_read(pair))
+    assert not reads(pair)
+    assert len(pair.listener.heard) == 2 + LARGE_READ_BYTES // 1000 + 1  # all of it was handed on
+    await asyncio.sleep(0)
+    assert turns == ["other, reading False"]
+    assert reads(pair)
+
+
+@on_loop
+async def test_a_connection_on_hold_reads_nothing_until_it_is_let_go() -> None:
+    pair = Pair().open()
+    pair.connection.hold(True)
+    pair.connection.hold(True)
+    assert not reads(pair)
+    pair.connection.ping(b"kcs 1")  # the venue still hears that we are here
+    assert [frame.data for frame in pair.at_server()] == [b"kcs 1"]
+    await settle()
+    assert not reads(pair)
+    pair.connection.hold(False)
+    assert reads(pair)
+
+
+@on_loop
+async def test_hold_and_turns_together() -> None:
+    """A large read and a hold in either order: it reads again when both are over, and is asked once each."""
+    pair = Pair().open()
+    pair.connection.data_received(large_read(pair))
+    pair.connection.hold(True)
+    await settle()
+    assert not reads(pair)
+    pair.connection.data_received(large_read(pair))  # it was on its way
+    await settle()
+    assert not reads(pair)
+    pair.connection.hold(False)
+    assert reads(pair)
+    pair.connection.data_received(large_read(pair))
+    pair.connection.hold(True)
+    pair.connection.hold(False)
+    assert reads(pair)
+    await settle()
+    assert reads(pair)
+
+
+@on_loop
+async def test_a_connection_that_ends_while_it_pauses() -> None:
+    pair = Pair().open()
+    pair.connection.data_received(large_read(pair))
+    pair.lose()
+    await settle()
+    assert not reads(pair)
+    pair.connection.hold(True)
+    pair.connection.hold(False)
+    held = Pair().open()
+    held.connection.hold(True)
+    held.connection.abort()
+    held.connection.hold(False)  # nobody resumes what is closing
+    assert not reads(held)
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=["asyncio", "uvloop"])
+def test_a_flood_leaves_the_loop_to_others(loop: Any) -> None:
+    """A real socket with megabytes waiting: between any two large reads the loop goes round."""
+    turns: list[int] = []
+    frames: list[bytes] = []
+    reads_at: list[int] = []
+
+    class Counting(Listener):
+        def frame(self, kind: int, recv_ns: int, payload: bytes) -> None:
+            frames.append(payload)
+            if not reads_at or reads_at[-1] != len(turns):
+                reads_at.append(len(turns))
+
+    sent = [b"%01000d" % number for number in range(20_000)]
+
+    async def flood(websocket: ServerConnection) -> None:
+        transport = websocket.transport
+        protocol = websocket.protocol
+        for payload in sent:
+            protocol.send_binary(payload)
+        transport.write(b"".join(protocol.data_to_send()))
+        await websocket.wait_closed()
+
+    async def run() -> None:
+        def turn() -> None:
+            turns.append(1)
+            if len(frames) < len(sent):
+                asyncio.get_running_loop().call_soon(turn)
+
+        async with serve(flood, "127.0.0.1", 0, compression=None) as server:
+            url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
+            connection = await Dialer(url, SystemClock(), TransportSettings()).dial(Counting())
+            turn()
+            async with asyncio.timeout(20):
+                while len(frames) < len(sent):  # noqa: ASYNC110 - the flood has no event
+                    await asyncio.sleep(0)
+            connection.abort()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(run())
+    assert frames == sent
+    assert len(reads_at) >= len(b"".join(sent)) // (2 * 256 * 1024)
 
 
 # ---------------------------------------------------------------- ends
