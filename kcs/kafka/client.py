@@ -182,8 +182,7 @@ class Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is not typed
             if not task.cancelled():
                 task.exception()  # looked at, so that asyncio does not report it
         if self._md_update_fut is not None and not self._md_update_fut.done():
-            self._md_update_fut.set_exception(KafkaConnectionError("the client is closed"))
-            self._md_update_fut.exception()
+            self._md_update_fut.set_result(False)
         conns, self._conns = list(self._conns.values()), {}
         closed = [ended for conn in conns if (ended := _abort(conn)) is not None]
         if closed:

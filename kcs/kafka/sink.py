@@ -28,6 +28,7 @@ from kcs.kafka import topics
 from kcs.kafka.batch import Batch, new_builder, record_bytes
 from kcs.kafka.failures import LIBRARY_ERRORS
 from kcs.kafka.link import Connect, Link, connect
+from kcs.kafka.links import Links
 from kcs.kafka.partition import Partition, Route, no_builder, partition_of
 from kcs.kafka.recovery import Recovery
 from kcs.kafka.settings import KafkaSettings, producer_options, topic_names
@@ -75,9 +76,8 @@ class KafkaSink:
         self._capture = b""
         self._tallies = Tallies()
         self._tally = self._tallies.of(b"")
-        self._link: Link | None = None
-        self._flights: dict[Link, int] = {}
         self._recovery = Recovery(self)
+        self._links = Links(self._recovery.retire)
         self._closed = False
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -140,9 +140,8 @@ class KafkaSink:
         finally:
             self._closed = True
             await self._recovery.close()
-            for link in list(self._flights):
+            for link in self._links.clear():
                 await link.close()
-            self._flights.clear()
             self.wake()
 
     @property
@@ -262,7 +261,7 @@ class KafkaSink:
         return batch
 
     def _ship(self, part: Partition, batch: Batch) -> None:
-        link = self._link
+        link = self._links.current
         assert link is not None, "open() comes before emit()"
         part.flying = batch
         if part.link is not link:
@@ -271,12 +270,12 @@ class KafkaSink:
         part.sent += len(batch.positions)
         if part.sent > _SEQUENCE_SOFT_MAX:
             self._recovery.renew_soon(link)
-        self._flights[link] += 1
+        self._links.took_off(link)
         batch.shipped_s = asyncio.get_running_loop().time()
         try:
             acknowledged = link.send(batch, part.topic, part.number)
         except LIBRARY_ERRORS as error:
-            self._landed(link)
+            self._links.landed(link)
             self._recovery.begin(part, batch, link, error)
         else:
             acknowledged.add_done_callback(partial(self._settled, part, batch, link))
@@ -286,7 +285,7 @@ class KafkaSink:
             if not acknowledged.cancelled():
                 acknowledged.exception()  # looked at, so that asyncio does not report it
             return
-        self._landed(link)
+        self._links.landed(link)
         error = acknowledged.exception()
         if error is None:
             self.ack(part, batch, acknowledged.result().offset)
@@ -332,28 +331,14 @@ class KafkaSink:
         self._ship_next(part)
         self.wake()
 
-    # --- links --------------------------------------------------------------------------------------------------------
-
     @property
     def link(self) -> Link | None:
         """The link that batches are shipped over now."""
-        return self._link
+        return self._links.current
 
     def adopt(self, link: Link) -> None:
-        """Ship over this link from now on; partitions move to it batch by batch, an idle old one is let go."""
-        old, self._link = self._link, link
-        self._flights[link] = 0
-        if old is not None and not self._flights[old]:
-            self._release(old)
-
-    def _landed(self, link: Link) -> None:
-        self._flights[link] -= 1
-        if link is not self._link and not self._flights[link]:
-            self._release(link)
-
-    def _release(self, link: Link) -> None:
-        del self._flights[link]
-        self._recovery.retire(link)
+        """Ship over this link from now on; partitions move to it batch by batch."""
+        self._links.adopt(link)
 
     # --- what became of them ------------------------------------------------------------------------------------------
 

@@ -55,7 +55,9 @@ async def nothing_left() -> AsyncIterator[None]:
     gc.collect()
     assert [one for one in gc.get_objects() if isinstance(one, (Client, AIOKafkaConnection))] == []
     assert complaints == []
-    assert sockets_open() <= before
+    async with asyncio.timeout(5):
+        while sockets_open() > before:  # noqa: ASYNC110 - the embedded broker's end of them has no event here
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
