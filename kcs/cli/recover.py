@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from kcs.config import Config
     from kcs.deliver import Delivered
 
-_SETTLE = "5s"
-
 
 def recover(
     files: Annotated[
@@ -53,7 +51,7 @@ def recover(
     if produce:
         if force:
             raise UsageError("--force is for IN OUT: with --produce nothing is overwritten")
-        return _produce(files, _config(bootstrap, x, config), settle or _SETTLE, json=json, quiet=quiet)
+        return _produce(files, _config(bootstrap, x, settle, config), json=json, quiet=quiet)
     if bootstrap is not None or x or settle is not None:
         raise UsageError("-b, -X and --settle are for --produce", remedy="kcs recover --produce FILE... -b HOST:PORT")
     if len(files) != 2:
@@ -125,26 +123,25 @@ class _Outcome:
         return EXIT_INTERRUPTED if done.stopped and not done.ledger.failed else EXIT_LOSS
 
 
-def _config(bootstrap: str | None, x: list[str] | None, config: Path | None) -> Config:
+def _config(bootstrap: str | None, x: list[str] | None, settle: str | None, config: Path | None) -> Config:
     import os
 
     from kcs.config import load, parse_pairs
 
-    settings = load({"bootstrap": bootstrap, "kafka": parse_pairs(x, "-X") if x else None}, os.environ, config)
+    flags = {"bootstrap": bootstrap, "settle": settle, "kafka": parse_pairs(x, "-X") if x else None}
+    settings = load(flags, os.environ, config)
     if settings.bootstrap is None:
         what = "--produce goes on with what a Kafka cluster has already, and none is named"
         raise UsageError(what, remedy="-b HOST:PORT, or KCS_BOOTSTRAP")
     return settings
 
 
-def _produce(files: Sequence[Path], config: Config, settle: str, *, json: bool, quiet: bool) -> int:
+def _produce(files: Sequence[Path], config: Config, *, json: bool, quiet: bool) -> int:
     from kcs.cli.running import run_async
     from kcs.cli.sinks import warned
     from kcs.clock import NS_PER_S, SystemClock
-    from kcs.config import parse_duration_ns
 
-    settle_s = parse_duration_ns(settle, "--settle") / NS_PER_S
-    warnings = warned("kafka", config)
+    settle_s, warnings = config.settle_s, warned("kafka", config)
     clock = SystemClock()
     started_ns = clock.monotonic_ns()
     outcomes = sorted((_prepared(path) for path in files), key=lambda outcome: outcome.order)

@@ -196,7 +196,7 @@ def test_a_collector_that_is_still_running(broker: Broker, tmp_path: Path, kcs: 
         (("recover", "a.zst", "b.zst", "-b", "x:1"), "are for --produce"),
         (("recover", "--produce", "a.zst"), "-b HOST:PORT"),
         (("recover", "--produce", "a.zst", "-b", "x:1", "--force"), "--force is for IN OUT"),
-        (("recover", "--produce", "a.zst", "-b", "x:1", "--settle", "soon"), "--settle"),
+        (("recover", "--produce", "a.zst", "-b", "x:1", "--settle", "soon"), "settle"),
         (("recover", "--produce", "a.zst", "-b", "x:1", "-X", "nonsense=1"), "unknown property"),
         (("recover",), "Missing argument"),
     ],
