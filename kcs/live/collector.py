@@ -32,6 +32,7 @@ from kcs.live.backoff import ConnectPace
 from kcs.live.previous import last_record_ns
 from kcs.live.receipt import DeliveryInfo
 from kcs.live.recorder import CaptureResult, Lag, Recorder
+from kcs.live.scrub import scrub_url
 from kcs.live.session import Session, SessionSettings
 from kcs.live.slot import Dial, Slot
 from kcs.live.transport import Dialer, TransportSettings
@@ -118,6 +119,8 @@ class Collector:
         self._log = log
         self._delivery = delivery
         self._url = settings.url or venue.url
+        self._shown_url = scrub_url(self._url)
+        """What captures and logs are told: a token in the URL is nobody's business."""
         limited = replace(settings.transport, frame_bytes_max=venue.limits.frame_bytes_max)
         self._dial: Dial = dial or Dialer(self._url, clock, limited).dial
         self._prepare = prepare
@@ -238,7 +241,7 @@ class Collector:
                 subscription,
                 self._rng,
                 stream=stream,
-                url=self._url,
+                url=self._shown_url,
                 settings=settings.session,
                 pace=pace,
                 down_since_ns=down_since_ns,
@@ -265,7 +268,7 @@ class Collector:
             capture_id=capture_id,
             run_id=capture_id,
             exchange=self.venue.name,
-            url=self._url,
+            url=self._shown_url,
             created_ns=now_ns,
             kcs_version=kcs.__version__,
             options={
