@@ -41,7 +41,7 @@ Place = tuple[str, int]
 
 
 class Load:
-    """`rate` records a second of 24 markets on three channels; half of them trades. `age_ns`: so old are its records."""
+    """`rate` records a second of 24 markets on three channels, half of them trades, `age_ns` old."""
 
     def __init__(self, sink: KafkaSink, rate: int, *, seed: int = 1, age_ns: int = 0) -> None:
         self.sink = sink
