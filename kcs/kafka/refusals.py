@@ -13,6 +13,7 @@ from typing import Final
 from aiokafka import errors
 
 from kcs.errors import KafkaError, KafkaUnreachableError
+from kcs.kafka.client import OtherCluster
 from kcs.kafka.settings import KafkaSettings, parse_bootstrap
 
 _CREDENTIALS: Final = (
@@ -107,11 +108,13 @@ def _incurable(settings: KafkaSettings, error: BaseException) -> tuple[str, str]
     if isinstance(error, _CREDENTIALS):
         return (
             f"the broker does not accept user {user!r} or the password ({mechanism}): {_said(error)}",
-            "check sasl.username and sasl.password (-X sasl.password=@FILE), "
+            "check sasl.username and sasl.password ([kafka] in kcs.toml, or KCS_KAFKA_SASL_PASSWORD), "
             "and that the user exists for this sasl.mechanism",
         )
     if isinstance(error, errors.UnsupportedSaslMechanismError):
         return f"the broker does not take {mechanism}: {_said(error)}", "-X sasl.mechanism=ONE-OF-THOSE"
+    if isinstance(error, OtherCluster):
+        return str(error), "start the cluster that was there, or run again to begin with this one"
     if isinstance(error, _VERSIONS):
         return f"client and broker have no version in common: {_said(error)}", "use Kafka 2.1 or newer"
     if isinstance(error, _RIGHTS):
