@@ -60,7 +60,7 @@ class Preparation:
         """False where live may deliver at once: the sink is open, and no earlier run left anything."""
         return not self._is_open or await asyncio.to_thread(self._anything_left)
 
-    async def run(self) -> DeliveryInfo:
+    async def run(self) -> DeliveryInfo | None:
         """Seal what dead runs left, open, deliver. Tries for as long as it takes; cancel it to stop."""
         await asyncio.to_thread(seal_left, self._directory, self._exchange, self._log)
         while True:
@@ -74,7 +74,7 @@ class Preparation:
             except KafkaError as error:
                 await self._wait(error, REFUSED_RETRY_S)
             else:
-                return delivery_info(self._sink)
+                return None if self._sink.embedded else delivery_info(self._sink)
 
     async def _wait(self, error: KafkaError, seconds: float) -> None:
         self._log("warning", f"{error}; trying again, capturing goes on")
@@ -84,6 +84,8 @@ class Preparation:
         """What earlier runs left. Run again after a failure it finds less."""
         from kcs.deliver import deliver_all, described
 
+        if self._sink.embedded:
+            return
         left = await asyncio.to_thread(self._left, self._log)
         if not left:
             return

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
+from typing import Final
 
 from kcs.cli.terminal import say
 from kcs.clock import Clock
@@ -44,6 +45,10 @@ def warned(kind: str, config: Config, *, urls: Iterable[str] = (), argv: Sequenc
     for text in found:
         say(f"kcs: WARNING: {text}")
     return found
+
+
+PATIENT_S: Final = 1.0
+"""How long capturing waits for a broker that may be away."""
 
 
 @asynccontextmanager
@@ -99,12 +104,14 @@ async def open_sink(
             settings = replace(settings, buffer_bytes_max=REPLAY_BUFFER_BYTES)
         sink = KafkaSink(settings, clock, latency=latency)
         try:
-            await sink.open(exchanges, channels, oldest_ns=oldest_ns)
-        except KafkaUnreachableError as error:
+            async with asyncio.timeout(PATIENT_S if patient else None):
+                await sink.open(exchanges, channels, oldest_ns=oldest_ns)
+        except (KafkaUnreachableError, TimeoutError) as error:
             if not patient:
                 raise
-            say(f"kcs: WARNING: {error}")
-            say("kcs: capturing begins without it; what is captured is delivered when it is back")
+            late = isinstance(error, TimeoutError)
+            say(f"kcs: WARNING: {f'Kafka at {bootstrap}: not ready within {PATIENT_S:g} s' if late else error}")
+            say("kcs: capturing begins without it; what is captured is delivered when it is there")
         try:
             yield sink
         finally:

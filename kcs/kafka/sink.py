@@ -100,8 +100,7 @@ class KafkaSink:
         link = await self.connector(self.settings, self.clock)
         try:
             wanted = sorted(set(self._names.values()))
-            self.cluster_id, created = await topics.ensure(self.settings, wanted, self.clock.now_ns(), oldest_ns)
-            self.embedded = topics.is_embedded(self.cluster_id)
+            cluster_id, created = await topics.ensure(self.settings, wanted, self.clock.now_ns(), oldest_ns)
             counts = topics.agreed({topic: await link.partition_count(topic) for topic in wanted}, partitions or {})
             old = {topic: count for topic, count in counts.items() if topic not in created}
             ends = await topics.end_offsets(self.settings, old)
@@ -109,6 +108,8 @@ class KafkaSink:
             await link.close()
             raise
         self.adopt(link)
+        self.cluster_id = cluster_id
+        self.embedded = topics.is_embedded(cluster_id)
         self._partitions = {
             topic: [
                 Partition(topic, number, ends.get((topic, number), 0), self.settings.batch_bytes_max)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kcs.live.receipt import read_delivery, receipt_path
 from kcs.verify import verify
 from tests.cli.processes import balanced, run, running, sealed, wait_for, wait_frames
 from tests.e2e.rig import fresh_template
@@ -29,24 +30,58 @@ def live(sim_url: str, bootstrap: str, cwd: Path, *args: object) -> list[object]
     return ["live", "--url", f"upbit={sim_url}", "-b", bootstrap, *where, "--json", *args]
 
 
-def test_a_broker_that_is_not_there(sim_url: str, tmp_path: Path) -> None:
+def test_a_replay_without_a_broker_says_so(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
-    path = make(tmp_path, 1, trades(3))
-    for args in (live(sim_url, address, tmp_path), ["replay", path, "-b", address, "--json"]):
-        done = run(*args, cwd=tmp_path, within_s=10.0)
-        assert (done.code, done.out) == (1, b"")
-        assert address in done.err
-        assert "kcs: Kafka at" in done.err
-    assert not (tmp_path / "captures").exists()
+    done = run("replay", make(tmp_path, 1, trades(3)), "-b", address, "--json", cwd=tmp_path, within_s=10.0)
+    assert (done.code, done.out) == (1, b"")
+    assert f"kcs: Kafka at {address}" in done.err
 
 
-@pytest.mark.slow
+def test_a_broker_that_is_not_there_at_the_start_costs_no_frame(sim_url: str, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with running(*live(sim_url, address, tmp_path, "--drain", "100ms"), cwd=tmp_path) as kcs:
+        wait_frames(kcs, tmp_path / "captures", 50)
+        kcs.send(signal.SIGTERM)
+        done = kcs.wait()
+    assert done.code == 3
+    balanced(done.json)
+    assert done.json["frames"]["behind"] == done.json["frames"]["captured"] >= 50
+    assert done.json["digest"] is None
+    assert f"kcs: WARNING: Kafka at {address}" in done.err
+    (path,) = sealed(tmp_path / "captures")
+    delivery = read_delivery(path)
+    assert delivery is not None, "the next start knows where it was to go"
+    assert (delivery.cluster, delivery.bootstrap) == (None, address)
+    assert not receipt_path(path).exists()
+
+
 def test_a_port_that_takes_connections_and_never_answers(sim_url: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
-        done = run(*live(sim_url, address, tmp_path), cwd=tmp_path, within_s=12.0)
-    assert (done.code, done.out) == (1, b"")
+        with running(*live(sim_url, address, tmp_path, "--drain", "100ms"), cwd=tmp_path) as kcs:
+            wait_frames(kcs, tmp_path / "captures", 50)
+            kcs.send(signal.SIGTERM)
+            done = kcs.wait()
+    assert done.code == 3
     assert address in done.err
+
+
+def test_a_broker_that_comes_after_the_first_frames_gets_them_all(
+    mock: MockCluster, sim_url: str, tmp_path: Path
+) -> None:
+    mock.down()
+    with running(*live(sim_url, mock.bootstrap, tmp_path), cwd=tmp_path) as kcs:
+        wait_frames(kcs, tmp_path / "captures", 50)
+        mock.up()
+        wait_for(lambda: "Kafka is there" in kcs.err, "the broker to be found")
+        wait_frames(kcs, tmp_path / "captures", 200)
+        kcs.send(signal.SIGTERM)
+        done = kcs.wait()
+    assert done.code == 0, done.err
+    balanced(done.json)
+    assert done.json["catch_ups"] >= 1
+    assert done.json["records"]["acked"] == done.json["records"]["produced"] >= 200
+    assert done.json["digest"] == verify(sealed(tmp_path / "captures")[0]).digest
 
 
 def test_a_broker_that_answers_late(mock: MockCluster, sim_url: str, tmp_path: Path) -> None:
