@@ -20,7 +20,7 @@ from zlib import crc32
 
 import msgspec
 
-from kcs.capture.osfile import write_error
+from kcs.capture.osfile import FILE_MODE, write_all, write_error
 from kcs.errors import CaptureWriteError
 
 ENTRIES_MAX: Final = 200_000
@@ -96,9 +96,9 @@ class FaultLogFile:
         self.path = path
         self.failed: CaptureWriteError | None = None
         self._encode = msgspec.json.Encoder().encode
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_TRUNC if force else os.O_EXCL)
         try:
-            self._descriptor = os.open(path, flags, 0o640)
+            self._descriptor = os.open(path, flags, FILE_MODE)
         except OSError as error:
             raise write_error(error, path, "write the fault log") from error
 
@@ -106,10 +106,8 @@ class FaultLogFile:
         """Append one entry; what `SimFaultLog.sink` expects."""
         if self.failed is not None:
             return
-        rest = self._encode(entry) + b"\n"
         try:
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+            write_all(self._descriptor, self._encode(entry) + b"\n")
         except OSError as error:
             self.failed = write_error(error, self.path, "write the fault log")
 

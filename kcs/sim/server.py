@@ -132,7 +132,7 @@ class _Client(asyncio.Protocol):
             response.headers["remaining-req"] = "group=websocket; min=300; sec=3"
             self._connect()
         self._protocol.send_response(response)
-        self._feed(self._server.venue_now_ns(), draws=False)
+        self._feed(self._server._published_ns(), draws=False)
 
     def _connect(self) -> None:
         server = self._server
@@ -184,7 +184,7 @@ class _Client(asyncio.Protocol):
         if self._protocol.state is OPEN:
             self._protocol.send_close(code, reason)
             if self._wire is not None:
-                self._feed(self._server.venue_now_ns())
+                self._feed(self._server._published_ns())
                 self._wire.drain()
                 self._wire = None
             self._write()
@@ -233,7 +233,7 @@ class _Client(asyncio.Protocol):
 
     def _write(self) -> None:
         if self._wire is not None:
-            now_ns = self._server.venue_now_ns()
+            now_ns = self._server._published_ns()
             self._feed(now_ns)
             self._wire.deliver(now_ns)
             self._server._schedule()
@@ -340,6 +340,10 @@ class SimServer:
             self._late_max_ns = max(self._late_max_ns, now_ns - due_ns)
             self.exchange.advance(now_ns, _SLICE_FRAMES_MAX)
         return min(now_ns, self.exchange.next_due_ns - 1)
+
+    def _published_ns(self) -> int:
+        """The same without publishing anything: what a slice has not looked at yet must not appear in its middle."""
+        return min(self._clock.now_ns(), self.exchange.next_due_ns - 1)
 
     def _joined(self, client: _Client) -> None:
         self._clients[client] = None

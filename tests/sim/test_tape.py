@@ -12,9 +12,13 @@ from kcs.capture.reader import CaptureReader
 from kcs.clock import NS_PER_S
 from kcs.errors import CaptureWriteError, UsageError
 from kcs.model import CloseFields, GapFields, Kind, OpenFields
+from kcs.sim.actions import SendFrame
+from kcs.sim.fault_log import SimFaultLog
 from kcs.sim.fault_text import parse_faults
+from kcs.sim.link import dial
 from kcs.sim.settings import DEFAULT_EPOCH_NS, SimSettings
 from kcs.sim.tape import write_tape
+from kcs.sim.upbit import UpbitExchange
 from tests.sim.helpers import everything
 
 SETTINGS = SimSettings(rate=200, seed=7)
@@ -143,3 +147,51 @@ def test_the_frames_of_a_tape_are_the_same_on_any_machine(tmp_path: Path) -> Non
 
 GOLDEN = "de1c8e80d65986b86ac65360c2a219204b93bb9c93619c57629d4f989f1af7f1"
 """Of the records of the first 10 s of seed 7 at 200/s; see tests/sim/test_upbit_frames.py for what a change means."""
+
+
+# Faults.
+
+ROUGH = (
+    "drop=1%,duplicate=1%,bad_json=1%,silent_stall=500ms@every:2s,stall=300ms@every:3s,late_snapshot=200ms,"
+    "latency=30ms,jitter=20ms,close_code=1012@every:7s,reset_peer@at:11s"
+)
+
+
+def test_faults_on_tape_are_the_same_each_time_and_as_in_memory(tmp_path: Path) -> None:
+    settings = SimSettings(rate=100, faults=parse_faults(ROUGH))
+    logs = [SimFaultLog(), SimFaultLog()]
+    one, two = (write_tape(tmp_path / f"{n}.zst", settings, 16 * NS_PER_S, fault_log=log) for n, log in enumerate(logs))
+    assert one.path.read_bytes() == two.path.read_bytes()
+    assert logs[0].entries == logs[1].entries
+    assert one.reconnects == 3
+    with CaptureReader(one.path) as reader:
+        records = list(reader.records())
+    closes = [(record.fields.code, record.fields.cause) for record in records if isinstance(record.fields, CloseFields)]
+    assert closes == [(1012, "remote"), (1006, "lost"), (1012, "remote"), (1000, "stop")]
+    assert [record.recv_ns for record in records] == sorted(record.recv_ns for record in records)
+    exchange = UpbitExchange(settings, DEFAULT_EPOCH_NS)
+    client = dial(exchange, DEFAULT_EPOCH_NS)
+    first = next(record.payload for record in records if record.kind == Kind.SENT)
+    memory = client.receive(DEFAULT_EPOCH_NS, "text", first) + client.receive(DEFAULT_EPOCH_NS, "text", b"PING")
+    memory += client.poll(DEFAULT_EPOCH_NS + 9 * NS_PER_S)
+    end = next(at for at, record in enumerate(records) if record.kind == Kind.CLOSE)
+    tape = [(record.recv_ns, record.payload) for record in records[:end] if record.kind == Kind.BINARY]
+    assert tape == [(action.at_ns, action.payload) for action in memory if isinstance(action, SendFrame)]
+    assert [entry for entry in logs[0].ordered() if entry.connection == 1] == exchange.fault_log.ordered()
+
+
+def test_other_faults_make_another_capture(tmp_path: Path) -> None:
+    ids = {
+        write_tape(tmp_path / f"{at}.zst", SimSettings(rate=50, faults=parse_faults(text)), NS_PER_S).capture_id
+        for at, text in enumerate(("", "drop=1%", "drop=2%"))
+    }
+    assert len(ids) == 3
+
+
+def test_a_connection_that_is_reset_at_once_sends_nothing_more(tmp_path: Path) -> None:
+    report = write_tape(tmp_path / "a.zst", SimSettings(rate=50, faults=parse_faults("reset_peer")), 4 * NS_PER_S)
+    with CaptureReader(report.path) as reader:
+        kinds = [record.kind for record in reader.records()]
+    assert kinds[:4] == [Kind.OPEN, Kind.SENT, Kind.CLOSE, Kind.OPEN]
+    assert report.reconnects >= 2
+    assert report.frames == 0
