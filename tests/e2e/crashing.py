@@ -106,6 +106,7 @@ class Crashing:
     def finish(self, within_s: float = 60.0) -> Done:
         """Run once more until only its own capture is owed, then end it; the report."""
         with running(*self._args, "--json", cwd=self._cwd) as kcs:
+            kcs.wait_said("connected to")
             wait_for(lambda: self._own(kcs) == 1, "everything to be delivered", within_s)
             time.sleep(0.5)  # some more frames, straight into Kafka
             kcs.send(signal.SIGTERM)
