@@ -12,9 +12,9 @@ import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from kcs.errors import KafkaError
+from kcs.errors import KafkaError, KafkaUnreachableError
 from kcs.kafka.batch import BATCH_BYTES_MIN, Batch
-from kcs.kafka.failures import Verdict, named, too_large, verdict_of, was_answered, was_judged
+from kcs.kafka.failures import Verdict, named, remedy_of, too_large, verdict_of, was_judged
 from kcs.kafka.marks import POSITION_ORDER, read_mark
 from kcs.kafka.settings import retry_pause_s
 
@@ -28,6 +28,8 @@ _PAUSE_MAX_S: Final = 2.0
 _ALONE_ATTEMPTS: Final = 3
 """How often a record that the broker fails on, for a reason not known to be its content, is sent alone."""
 _log = logging.getLogger("kcs.kafka")
+_retries = logging.getLogger("kcs.kafka.retries")
+"""Thinned out (`kcs.kafka.quiet`): what repeats itself while a broker is away."""
 
 
 class Recovery:
@@ -52,6 +54,14 @@ class Recovery:
         """The partition delivers."""
         if self._blamed:
             self._blamed.pop(part, None)
+
+    def went_back(self, part: Partition, base_offset: int) -> None:
+        """The partition gave a batch an offset that it had given away before: it lost what it had acknowledged."""
+        _log.error(
+            "topic %s partition %d: its offsets went back from %d to %d: it was deleted and made again, or its leader "
+            "died with what it had acknowledged; see kcs verify FILE --topic for what is missing",
+            part.topic, part.number, part.floor, base_offset,
+        )  # fmt: skip
 
     def begin(self, part: Partition, batch: Batch, link: Link, error: BaseException) -> None:
         """Take over a partition whose batch failed on `link`."""
@@ -78,16 +88,17 @@ class Recovery:
         # aiokafka pauses before it repeats a batch: what came back sooner was sent once
         once = asyncio.get_running_loop().time() - batch.shipped_s < retry_pause_s(self._sink.settings)
         where = f"topic {part.topic} partition {part.number}"
-        _log.warning("%s: a batch of %d records came back: %s", where, len(batch.positions), named(error))
+        _retries.warning("%s: a batch of %d records came back: %s", where, len(batch.positions), named(error))
         if verdict is Verdict.REFUSED:
-            remedy = "give this user the right to write there, or see what the broker says"
-            self._blame(part, KafkaError(f"the broker takes nothing: {named(error)}", where=where, remedy=remedy))
+            self._blame(
+                part, KafkaError(f"the broker takes nothing: {named(error)}", where=where, remedy=remedy_of(error))
+            )
         if batch.attempts and verdict is not Verdict.CONTENT:
             await asyncio.sleep(_pause_s(batch.attempts))
         batch.attempts += 1
-        await self._renew(link)
+        await self._renew(link, part)
         unwritten = verdict is Verdict.CONTENT or (once and was_judged(error))
-        if not unwritten and await self._was_written(part, batch, settle=not (once and was_answered(error))):
+        if not unwritten and await self._was_written(part, batch):
             return
         self._again(part, batch, verdict, error)
 
@@ -110,34 +121,41 @@ class Recovery:
             sink.lose(part, batch.tally, record.position, record.key, named(error))
             sink.resume(part, batch, [])
 
-    async def _renew(self, failed: Link) -> None:
-        """Return when the sink ships over another link than `failed`; tries without limit."""
+    async def _renew(self, failed: Link, part: Partition | None = None) -> None:
+        """Return when the sink ships over another link than `failed`; tries without limit.
+
+        A refusal that waiting cannot cure becomes the fault of `part`, and is tried again all the same.
+        """
         async with self._lock:
             attempts = 0
             while self._sink.link is failed:
                 try:
                     self._sink.adopt(await self._sink.connector(self._sink.settings, self._sink.clock))
                 except KafkaError as error:
-                    _log.warning("no new producer yet: %s", error.what)
+                    _retries.warning("no new producer yet: %s", error.what)
+                    if part is not None and not isinstance(error, KafkaUnreachableError):
+                        self._blame(part, error)
                     await asyncio.sleep(_pause_s(attempts))
                     attempts += 1
 
-    async def _was_written(self, part: Partition, batch: Batch, *, settle: bool) -> bool:
+    async def _was_written(self, part: Partition, batch: Batch) -> bool:
         """Look for the batch above the last offset known to be acked, and count it if it is there.
 
-        A batch is written whole or not at all. `settle`: an earlier attempt may still be under way; let it arrive.
+        A batch is written whole or not at all. First things settle: an attempt may still be under way, and a leader
+        that has written a batch does not show it before enough replicas have it.
         """
         sink = self._sink
         if not sink.settings.headers:
             await self._stuck(part)
-        if settle:
-            await asyncio.sleep(sink.settings.settle_s)
+        await asyncio.sleep(sink.settings.settle_s)
         attempts = 0
         while True:
             try:
                 mark = await read_mark(sink.settings, part.topic, part.number, batch.tally.capture_id, floor=part.floor)
             except KafkaError as error:
-                _log.warning("%s", error)
+                _retries.warning("whether the batch was written cannot be read yet: %s", error)
+                if not isinstance(error, KafkaUnreachableError):
+                    self._blame(part, error)
                 await asyncio.sleep(_pause_s(attempts))
                 attempts += 1
             else:
