@@ -151,6 +151,14 @@ class CaptureWriter:
             return self._uncaptured  # those appended after close
         return self._uncaptured + self._handed + len(self._records) - self._worker.written
 
+    @property
+    def congested(self) -> bool:
+        """True while a quarter of what may wait for the disk waits: hold the source back, or capturing ends.
+
+        Compressing and writing share the cores with whoever appends: a flood makes more than they can take away.
+        """
+        return 4 * (self._handed_bytes - self._taken_bytes) >= self._settings.queue_bytes_max
+
     def append(self, kind: int, stream: int, recv_ns: int, payload: bytes) -> None:
         """Record a frame (SENT, TEXT, BINARY). Never raises, never waits."""
         self._append((kind, stream, recv_ns, payload))

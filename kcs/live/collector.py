@@ -136,6 +136,7 @@ class Collector:
         self._delivering: asyncio.Task[None] | None = None
         self._final = Ledger()
         self._drained = False
+        self._told_held = False
 
     # What the caller may do while it runs.
 
@@ -196,6 +197,7 @@ class Collector:
             opens = [(s.stream, s.session.continued()) for s in self._slots if s.session.is_open]
             recorder.rotate(now_ns, opens)
         recorder.tick(now_ns)
+        self._hold(recorder)
         if recorder.failure is not None:
             self._end("capture")
         self._follow(recorder)
@@ -307,6 +309,15 @@ class Collector:
         if recorder.followable and (self._delivering is None or self._delivering.done()):
             self._delivering = asyncio.create_task(recorder.follow())
             self._delivering.add_done_callback(self._task_ended)
+
+    def _hold(self, recorder: Recorder) -> None:
+        """While the disk is far behind, the sockets are not read and TCP makes the venue wait; nothing is given up."""
+        held = recorder.congested
+        for slot in self._slots:
+            slot.hold(held)
+        if held and not self._told_held:
+            self._told_held = True
+            self._log("warning", "the capture is slower than the venue: reading waits for the disk")
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

@@ -308,6 +308,11 @@ class Recorder:
         if not self._direct and not self._told and now_ns - self._behind_since_ns >= _TOLD_AFTER_NS:
             self._tell(self._why)
 
+    @property
+    def congested(self) -> bool:
+        """The disk is far behind: whoever can make the venue wait should."""
+        return self.failure is None and self._writer.congested
+
     def rotation_due(self, now_ns: int) -> bool:
         """Is it time for the next file?"""
         return self.failure is None and self._writer.rotation_due(now_ns)

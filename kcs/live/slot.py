@@ -78,6 +78,11 @@ class Slot:
         if now_ns >= self.session.next_due_ns:
             self._apply(self.session.tick(now_ns), now_ns)
 
+    def hold(self, held: bool) -> None:
+        """Read nothing while `held`: the venue waits."""
+        if self._connection is not None:
+            self._connection.hold(held)
+
     def subscribe(self, subscription: Subscription, now_ns: int) -> None:
         """Deliver something else from now on."""
         self._apply(self.session.subscribe(subscription, now_ns), now_ns)

@@ -12,11 +12,13 @@ connections; a `Connection` calls its `Handler` synchronously, from within `data
 `recv_ns` is read in the first statement of `data_received`; all messages of one read share it, and a fragmented
 message has the time of its last fragment. No queue and no await: what the socket delivers is handed on at once, so
 memory is bounded by one read plus one message of at most `frame_bytes_max` (a larger one closes the connection with
-1009). Reading pauses in two cases, and then the socket's buffers and TCP make the venue wait; nothing is lost by it and
-no order changes. After a read of `LARGE_READ_BYTES` or more it pauses for one turn of the loop: with so much waiting a
-loop that reads till the socket is empty would let timers, pings and other connections wait as long. And while `hold` says
-that who takes the frames can take no more.
- Text is not checked for UTF-8: the capture wants the bytes, and the parser's verdict comes later.
+1009). Text is not checked for UTF-8: the capture wants the bytes, and the parser's verdict comes later.
+
+Reading pauses in two cases; then the buffers of the socket and TCP make the venue wait: nothing is lost or reordered.
+After a read of `LARGE_READ_BYTES` or more it pauses for one turn of the loop: with so much waiting, a loop that reads
+until the socket is empty lets timers, pings and other connections wait as long. And while `hold` says that who takes
+the frames can take no more.
+
 Offered extensions: none. `Origin`: none. TLS: the default context, verified, with the host's name. A proxy is taken
 from the environment as the library finds it (HTTP and HTTPS proxies; a SOCKS proxy is a ConfigError).
 """
