@@ -8,7 +8,7 @@ and so on: one kill in five hits the start, the others come up to `RUNNING_S` af
 what the next start does about the crash before (sealing, settling, delivering, catching up) as well as plain running.
 Every other run rotates its file each 700 ms, so that seals are hit too. A last run goes on until nothing is owed and
 ends cleanly. Then every capture is put through a pipeline of its own and compared record by record with what the topics
-hold (tests/e2e/crashing.py), and `kcs verify --topic` has to say the same. Prints a line for each crash, then the table.
+hold (tests/e2e/crashing.py), and `kcs verify --topic` has to say the same. A line for each crash, then the table.
 """
 
 from __future__ import annotations
