@@ -270,7 +270,8 @@ def check_java() -> None:
 
 
 def new_cluster_id() -> str:
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    """A random one. It does not begin with a dash, which one in 64 would: the tool takes that for an option."""
+    return "k" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
 
 
 def property_lines(options: Mapping[str, str]) -> str:
