@@ -73,6 +73,15 @@ def too_large(error: BaseException) -> bool:
     return isinstance(error, (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError))
 
 
+def remedy_of(error: BaseException) -> str:
+    """What somebody has to do about a batch that is refused whatever it holds."""
+    if isinstance(error, (errors.UnknownTopicOrPartitionError, AssertionError)):
+        return "make the topic again with at least as many partitions as before; the records wait for it"
+    if isinstance(error, (errors.TopicAuthorizationFailedError, errors.ClusterAuthorizationFailedError)):
+        return "give this user the right to write there; the records wait for it"
+    return "see what the broker says; the records wait until it takes them"
+
+
 def named(error: BaseException) -> str:
     """The error for a person: the class without its suffix, and what it says."""
     name = type(error).__name__.removesuffix("Error").removesuffix("Exception")

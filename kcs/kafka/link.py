@@ -113,9 +113,14 @@ async def connect(settings: KafkaSettings, clock: Clock) -> Link:
         linger_ms=0,
         max_batch_size=settings.batch_bytes_max,
     )
-    adopted = client.adopt(producer.client, settings.connect_timeout_s)
-    if settings.headers:  # without positions in the topic nobody could look
-        make_careful(producer, options["retry_backoff_ms"], options["request_timeout_ms"], clock)
+    adopted = client.adopt(producer.client, settings.connect_timeout_s, settings.cluster_id)
+    adopted.on_update = make_careful(
+        producer,
+        options["retry_backoff_ms"],
+        options["request_timeout_ms"],
+        clock,
+        look=settings.headers,  # without positions in the topic nobody could look
+    ).give_back
     try:
         async with asyncio.timeout(settings.connect_timeout_s * (len(parse_bootstrap(settings.bootstrap)) + 1)):
             await producer.start()

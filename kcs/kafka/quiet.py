@@ -1,14 +1,19 @@
 """aiokafka's log, bearable: it repeats the same line at every retry, ten a second while a broker is away.
 
-`calm` lets each line of it through once in five seconds. Idempotent; called where connections are made.
+`calm` lets each line through at once, then after 5, 10, 20, 40 s and once a minute, with the number of those that were
+left out; after two minutes of silence it begins anew. Also for `kcs.kafka.retries`. Idempotent; called where
+connections are made. Lines that name lost records go another way and are never left out.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Final
 
-_PAUSE_S: Final = 5.0
+_PAUSE_MIN_S: Final = 5.0
+_PAUSE_MAX_S: Final = 60.0
+_FORGET_S: Final = 120.0
 _LINES_MAX: Final = 256
 _LOGGERS: Final = (
     "aiokafka",
@@ -18,24 +23,43 @@ _LOGGERS: Final = (
     "aiokafka.consumer.fetcher",
     "aiokafka.producer.producer",
     "aiokafka.producer.sender",
+    "kcs.kafka.retries",
 )
 
 
+@dataclass(slots=True)
+class _Line:
+    """What is known of the lines of one template."""
+
+    next_s: float
+    pause_s: float
+    seen_s: float
+    left_out: int = 0
+
+
 class Repeats(logging.Filter):
-    """Drops a line whose template was let through less than five seconds ago."""
+    """Drops a line whose template was let through a short while ago."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._last_s: dict[str, float] = {}
+        self._lines: dict[str, _Line] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        template = str(record.msg)
-        last_s = self._last_s.get(template)
-        if last_s is not None and record.created - last_s < _PAUSE_S:
+        template, now_s = str(record.msg), record.created
+        line = self._lines.get(template)
+        if line is None or now_s - line.seen_s > _FORGET_S:
+            if len(self._lines) >= _LINES_MAX:
+                self._lines.clear()
+            self._lines[template] = _Line(now_s + _PAUSE_MIN_S, _PAUSE_MIN_S, now_s)
+            return True
+        line.seen_s = now_s
+        if now_s < line.next_s:
+            line.left_out += 1
             return False
-        if len(self._last_s) >= _LINES_MAX:
-            self._last_s.clear()
-        self._last_s[template] = record.created
+        if line.left_out:
+            record.msg = f"{template} (and {line.left_out} more like it)"
+        line.pause_s = min(_PAUSE_MAX_S, 2 * line.pause_s)
+        line.next_s, line.left_out = now_s + line.pause_s, 0
         return True
 
 
@@ -43,6 +67,6 @@ _REPEATS: Final = Repeats()
 
 
 def calm() -> None:
-    """Thin out aiokafka's loggers."""
+    """Thin out aiokafka's loggers and our own about retries."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_REPEATS)  # adding it twice is adding it once

@@ -84,6 +84,15 @@ def broken_off(
     return kind(f"{what}: {str(error) or type(error).__name__}", where=f"Kafka at {settings.bootstrap}")
 
 
+def incurable(error: BaseException) -> bool:
+    """Whether waiting cannot cure what an address answered: credentials, certificates, rights, versions."""
+    known = (*_CREDENTIALS, *_VERSIONS, *_RIGHTS, errors.UnsupportedSaslMechanismError, OtherCluster)
+    return any(
+        isinstance(cause, known) or (isinstance(cause, ssl.SSLError) and not isinstance(cause, _TLS_CUT))
+        for cause in _chain(error)
+    )
+
+
 def _passes(error: BaseException) -> bool:
     """Whether it is about the brokers' state, not about what was asked."""
     if isinstance(error, (errors.UnknownTopicOrPartitionError, errors.InvalidTopicError)):

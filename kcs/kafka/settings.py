@@ -54,6 +54,8 @@ class KafkaSettings:
     connect_timeout_s: float = 5.0
     settle_s: float = 5.0
     """How long to let a lost batch surface before the partition is read to see whether it was written."""
+    cluster_id: str = ""
+    """The cluster that it must be; empty: whichever answers. A sink sets it when it opens."""
 
     def __post_init__(self) -> None:
         parse_bootstrap(self.bootstrap)

@@ -58,6 +58,8 @@ class KafkaSink:
         self.settings = settings
         self.acked = 0
         self.failed = 0
+        self.went_back = 0
+        """How often a partition's offsets went back: records that it had acknowledged are gone."""
         self.cluster_id = ""
         self.embedded = False
         self.clock = clock
@@ -299,11 +301,13 @@ class KafkaSink:
         self.acked += records
         batch.tally.ack(part.topic, part.number, base_offset, records)
         if base_offset >= 0:
+            if base_offset < part.floor:
+                self.went_back += 1
+                self._recovery.went_back(part, base_offset)
             part.floor = base_offset + records
         self._buffer(-batch.size)
         if self._latency is not None:
-            now_ns = self.clock.now_ns()
-            packed = b"".join(batch.positions)
+            now_ns, packed = self.clock.now_ns(), b"".join(batch.positions)
             self._latency.record_many([now_ns - recv_ns for (recv_ns,) in _RECV_NS.iter_unpack(packed)])
         self._recovery.succeeded(part)
         part.flying = None

@@ -158,7 +158,7 @@ def agreed(actual: Mapping[str, int], asked: Mapping[str, int]) -> dict[str, int
 async def admin_client(settings: KafkaSettings) -> AsyncIterator[Any]:
     """aiokafka's admin client, connected; its errors leave the block as KafkaError."""
     admin = AIOKafkaAdminClient(**client_options(settings))
-    client = adopt(admin._client, settings.connect_timeout_s)
+    client = adopt(admin._client, settings.connect_timeout_s, settings.cluster_id)
     try:
         await _started(settings, client, admin.start())
         yield admin
@@ -259,7 +259,7 @@ async def consumer_client(settings: KafkaSettings) -> AsyncIterator[Any]:
         auto_offset_reset="earliest",
         fetch_max_wait_ms=_FETCH_WAIT_MS,
     )
-    client = adopt(consumer._client, settings.connect_timeout_s)
+    client = adopt(consumer._client, settings.connect_timeout_s, settings.cluster_id)
     try:
         await _started(settings, client, consumer.start())
         yield consumer

@@ -12,7 +12,7 @@ import pytest
 from aiokafka.errors import OutOfOrderSequenceNumber
 
 from kcs.clock import Clock, VirtualClock
-from kcs.errors import KafkaError
+from kcs.errors import KafkaError, KafkaUnreachableError
 from kcs.kafka import recovery, topics
 from kcs.kafka.batch import Batch, BatchRecord
 from kcs.kafka.marks import Mark
@@ -43,11 +43,12 @@ class FakeCluster:
         self.links: list[FakeLink] = []
         self.decide: Callable[[tuple[str, int], Batch], Answer | None] = lambda place, batch: Answer()
         self.refuse_links = 0
+        self.refusal: KafkaError = KafkaUnreachableError("no broker answers")
 
     async def connect(self, settings: KafkaSettings, clock: Clock) -> FakeLink:
         if self.refuse_links:
             self.refuse_links -= 1
-            raise KafkaError("no broker answers")
+            raise self.refusal
         link = FakeLink(self)
         self.links.append(link)
         return link

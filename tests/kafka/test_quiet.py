@@ -13,18 +13,30 @@ def line(message: str, created_s: float, *args: object) -> logging.LogRecord:
     return record
 
 
-def test_a_line_comes_through_once_in_five_seconds() -> None:
+def test_a_line_comes_through_at_once_and_then_less_and_less() -> None:
     repeats = Repeats()
-    shown = [repeats.filter(line("no node %s", moment, moment)) for moment in (0.0, 0.1, 4.9, 5.0, 5.1, 10.0)]
-    assert shown == [True, False, False, True, False, True]
+    shown = []
+    for tenth in range(6_000):
+        record = line("no node %s", tenth / 10, tenth)
+        if repeats.filter(record):
+            shown.append((tenth / 10, record.getMessage()))
+    assert [moment for moment, _ in shown[:6]] == [0.0, 5.0, 15.0, 35.0, 75.0, 135.0]
+    assert len(shown) == 13  # of 6,000 in ten minutes
+    assert shown[1][1] == "no node 50 (and 49 more like it)"
     assert repeats.filter(line("another", 10.1))
+
+
+def test_after_two_minutes_of_silence_it_begins_anew() -> None:
+    repeats = Repeats()
+    shown = [repeats.filter(line("no node", moment)) for moment in (0.0, 1.0, 122.0, 123.0, 127.5)]
+    assert shown == [True, False, True, False, True]
 
 
 def test_its_memory_is_bounded() -> None:
     repeats = Repeats()
     for number in range(1_000):
         repeats.filter(line(f"line {number}", 0.0))
-    assert len(repeats._last_s) <= 256
+    assert len(repeats._lines) <= 256
 
 
 def test_calming_twice_is_calming_once() -> None:

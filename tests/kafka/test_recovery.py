@@ -236,6 +236,43 @@ def test_a_refusal_that_needs_somebody_is_raised_and_ends_when_it_is_lifted(clus
     asyncio.run(run())
 
 
+def test_a_new_producer_that_is_refused_for_good_is_named_and_tried_again(cluster: FakeCluster) -> None:
+    async def run() -> None:
+        sink = await open_sink(cluster)
+        cluster.refuse_links, cluster.refusal = 10**9, KafkaError("the broker does not accept user 'me'")
+        script(cluster, Answer(errors.ProducerFenced(), written=False))
+        emit(sink, 0)
+        with pytest.raises(KafkaError, match="does not accept user"):
+            await asyncio.wait_for(sink.drain(), 10)
+        cluster.refuse_links = 0
+        await turns(50)
+        assert fault_of(sink) is None
+        assert counts(sink) == (1, 1, 0, 0)
+        await sink.close()
+
+    asyncio.run(run())
+    assert cluster.positions(TRADES) == [0]
+
+
+def test_offsets_that_go_back_are_told(cluster: FakeCluster, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> KafkaSink:
+        sink = await open_sink(cluster)
+        for number in range(3):
+            emit(sink, number)
+            await turns()
+        cluster.log[TRADES].clear()  # deleted and made again
+        for number in range(3, 5):
+            emit(sink, number)
+            await turns()
+        await sink.close()
+        return sink
+
+    sink = asyncio.run(run())
+    assert sink.went_back == 1
+    (line,) = [record.getMessage() for record in caplog.records if "went back" in record.getMessage()]
+    assert "topic trade.upbit partition 0: its offsets went back from 3 to 0" in line
+
+
 def test_without_positions_an_unknown_fate_stops_the_partition(cluster: FakeCluster) -> None:
     async def run() -> None:
         script(cluster, Answer(errors.ProducerFenced(), written=True))
