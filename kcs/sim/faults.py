@@ -144,10 +144,10 @@ class Fault:
         if wanted is Value.CODE or wanted is Value.COUNT:
             return str(self.value)
         if wanted is Value.SIZE or wanted is Value.RATE:
-            return f"{self.value}B/s" if wanted is Value.RATE else f"{self.value}B"
+            return size_text(self.value) + ("/s" if wanted is Value.RATE else "")
         if wanted is Value.SLICES:
             variation, delay_ns = self.extra
-            return f"{self.value}B:{variation}B:{duration_text(delay_ns)}"
+            return f"{size_text(self.value)}:{size_text(variation)}:{duration_text(delay_ns)}"
         sign = "-" if self.value < 0 else ""
         text = sign + duration_text(abs(self.value))
         return f"{self.market}:{text}" if self.market else text
@@ -195,10 +195,22 @@ _DURATION_UNITS: Final = (
 )  # fmt: skip
 
 
+_SIZE_UNITS: Final = (("GB", 10**9), ("MB", 10**6), ("KB", 10**3), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+
+
 def duration_text(ns: int) -> str:
     """A duration in the largest unit that says it in whole numbers."""
-    unit, size = next(((unit, size) for unit, size in _DURATION_UNITS if ns and ns % size == 0), ("ns", 1))
-    return f"{ns // size}{unit}" if ns else "0s"
+    return "0s" if not ns else _in_units(ns, _DURATION_UNITS, "ns")
+
+
+def size_text(size: int) -> str:
+    """A size in the largest unit that says it in whole numbers."""
+    return "0B" if not size else _in_units(size, _SIZE_UNITS, "B")
+
+
+def _in_units(amount: int, units: tuple[tuple[str, int], ...], smallest: str) -> str:
+    unit, size = next(((unit, size) for unit, size in units if amount % size == 0), (smallest, 1))
+    return f"{amount // size}{unit}"
 
 
 def chance_text(chance: int) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -254,3 +257,17 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         told = str(error)
     assert "--faults" in told
     assert parse_faults(str(faults)) == faults
+
+
+def test_every_fault_is_documented_and_every_documented_command_works() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "simulator.md").read_text()
+    rows = dict.fromkeys(re.findall(r"^\| `([a-z_]+)[=`]", page, re.MULTILINE))
+    assert set(rows) == set(FAULTS)
+    order = [name for name in rows if name in FAULTS]
+    assert order[-13:-8] == ["drop", "truncated_json", "bad_json", "duplicate", "reorder"], (
+        "the order in which they count"
+    )
+    commands = re.findall(r"--faults '([^']+)'", page)
+    assert len(commands) > 3
+    for text in commands:
+        assert parse_faults(text)

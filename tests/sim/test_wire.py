@@ -187,8 +187,10 @@ def test_a_silent_stall_answers_pings() -> None:
 
 
 @pytest.mark.parametrize("faults", ["latency=30s", "timeout=0s@at:50ms", "stall=30s@at:50ms", "slow_close=30s"])
-def test_the_server_ends_in_time_whatever_the_network_is_like(faults: str) -> None:
-    async def story() -> int | None:
+def test_the_server_ends_in_time_whatever_the_network_is_like(faults: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kcs.sim.server._LINGER_S", 0.2)
+
+    async def story() -> float:
         async with served(rate=500, faults=parse_faults(faults)) as server:
             with socket.create_connection(("127.0.0.1", server.port)) as client:
                 client.sendall(handshake() + masked_text(request(ALL, ["trade"])))
@@ -197,9 +199,9 @@ def test_the_server_ends_in_time_whatever_the_network_is_like(faults: str) -> No
                         await asyncio.sleep(0)
                 began_ns = SystemClock().monotonic_ns()
                 await server.aclose()
-                return (SystemClock().monotonic_ns() - began_ns) // NS_PER_S
+                return (SystemClock().monotonic_ns() - began_ns) / NS_PER_S
 
-    assert run(story) in (0, 1, 2, 3)
+    assert run(story) < 3
 
 
 def test_a_client_reads_the_end_of_the_market_through_a_slow_network() -> None:
