@@ -20,11 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from kcs.capture.format import DESCRIPTOR_BYTES, CaptureHeader, Malformed, Newer, decode_descriptor
+from kcs.capture.format import DESCRIPTOR_BYTES, CaptureHeader
 from kcs.capture.osfile import exists, lock_existing, write_error
 from kcs.capture.output import CaptureFile, SealedCapture
 from kcs.capture.reader import CaptureReader
-from kcs.capture.scan import RawFile
 from kcs.capture.tally import Damage
 from kcs.errors import CaptureError, CaptureWriteError, DamagedCaptureError
 
@@ -55,10 +54,9 @@ def seal_in_place(partial: Path) -> SealedLeftover:
         if exists(final):
             what = f"{final.name} exists already beside it"
             raise CaptureWriteError(what, where=str(partial), remedy="compare them (kcs info) and move one away")
-        raw = RawFile(fd, os.fstat(fd).st_size)
         with CaptureReader(partial, strict=False) as reader:
-            file = CaptureFile.adopt(fd, raw.size, partial, final, reader.header)
-            return _rename(file, reader) if reader.sealed else _seal(file, raw, reader)
+            file = CaptureFile.adopt(fd, os.fstat(fd).st_size, partial, final, reader.header)
+            return _rename(file, reader) if reader.sealed else _seal(file, reader)
     except OSError as exc:
         raise write_error(exc, partial, "seal it") from exc
     finally:
@@ -77,7 +75,7 @@ def _rename(file: CaptureFile, reader: CaptureReader) -> SealedLeftover:
     return SealedLeftover(sealed, reader.header, 0, info.recovered)
 
 
-def _seal(file: CaptureFile, raw: RawFile, reader: CaptureReader) -> SealedLeftover:
+def _seal(file: CaptureFile, reader: CaptureReader) -> SealedLeftover:
     kept_end = reader.start
     for chunk, batches in reader.decoded():
         file.keep(chunk.offset, chunk.meta, batches)
@@ -86,7 +84,7 @@ def _seal(file: CaptureFile, raw: RawFile, reader: CaptureReader) -> SealedLefto
     if damage and damage[0].offset == 0 and not file.tally.chunks:
         raise DamagedCaptureError("neither its header nor any chunk can be read", where=str(reader.path))
     cut = 0
-    torn = _torn(raw, damage[-1], reader.header.capture_id) if damage else None
+    torn = reader.unfinished()
     if torn is not None:
         damage[-1] = torn
         cut = torn.length
@@ -96,27 +94,6 @@ def _seal(file: CaptureFile, raw: RawFile, reader: CaptureReader) -> SealedLefto
         file.cut(max([kept_end, *(one.offset + one.length for one in damage)]))
         _count_lost_at_end(file, damage)
     return SealedLeftover(file.seal(damage), reader.header, cut, tuple(damage if torn is None else damage[:-1]))
-
-
-def _torn(raw: RawFile, last: Damage, capture_id: bytes) -> Damage | None:
-    """The chunk that the writer was writing when it died, as what it is: no record of it was ever whole on disk.
-
-    None: the last damage is something else.
-    """
-    if last.offset + last.length != raw.size:
-        return None
-    head = raw.read(last.offset, DESCRIPTOR_BYTES)
-    records = ""
-    if len(head) == DESCRIPTOR_BYTES:
-        try:
-            meta = decode_descriptor(head, capture_id)[1]
-        except (Malformed, Newer):
-            return None
-        if last.offset + DESCRIPTOR_BYTES + meta.stored_bytes <= raw.size:
-            return None
-        records = f" of {meta.records} records"
-    what = f"cut off: {last.length} bytes of a chunk{records} that was being written when the collector died"
-    return Damage(last.offset, last.length, what, 0, last.first_number)
 
 
 def _count_lost_at_end(file: CaptureFile, damage: Sequence[Damage]) -> None:

@@ -18,7 +18,16 @@ from typing import Final
 
 import zstandard
 
-from kcs.capture.format import DESCRIPTOR_BYTES, CaptureHeader, ChunkMeta, Malformed, Newer, decode_json, header_fields
+from kcs.capture.format import (
+    DESCRIPTOR_BYTES,
+    CaptureHeader,
+    ChunkMeta,
+    Malformed,
+    Newer,
+    decode_descriptor,
+    decode_json,
+    header_fields,
+)
 from kcs.capture.identify import identify, newer
 from kcs.capture.info import CaptureInfo
 from kcs.capture.records import BATCH_RECORDS_MAX, RawRecord, decompress, iter_batches
@@ -205,6 +214,29 @@ class CaptureReader:
         except OSError as exc:
             raise _system_error(exc, self.path) from exc
         return end
+
+    def unfinished(self) -> Damage | None:
+        """The chunk at the end of a `.partial` that was being written when its collector died, as what it is: no record
+        of it was ever whole on disk, so it cost none. To be asked after an iteration over everything; None: there is
+        no such chunk.
+        """
+        last = self.damage[-1] if self.damage else None
+        if last is None or self.sealed or not self.path.name.endswith(".partial"):
+            return None
+        if last.offset + last.length != self._file.size:
+            return None
+        head = self._file.read(last.offset, DESCRIPTOR_BYTES)
+        records = ""
+        if len(head) == DESCRIPTOR_BYTES:
+            try:
+                meta = decode_descriptor(head, self.header.capture_id)[1]
+            except (Malformed, Newer):
+                return None
+            if last.offset + DESCRIPTOR_BYTES + meta.stored_bytes <= self._file.size:
+                return None
+            records = f" of {meta.records} records"
+        what = f"cut off: {last.length} bytes of a chunk{records} that was being written when the collector died"
+        return Damage(last.offset, last.length, what, 0, last.first_number)
 
     # ------------------------------------------------------------ info
 

@@ -77,7 +77,8 @@ def recover(source: Path, target: Path, *, force: bool = False) -> RecoverReport
             tally = file.tally
             tally.skip_to(reader.next_number or 0)
             earlier = summary.recovered if summary is not None else ()
-            damage = tuple(reader.damage)
+            unfinished = reader.unfinished()
+            damage = tuple(reader.damage if unfinished is None else (*reader.damage[:-1], unfinished))
             sealed = file.seal((*earlier, *damage))
     return RecoverReport(
         source=str(reader.path),

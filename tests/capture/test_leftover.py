@@ -200,7 +200,12 @@ def test_whatever_happened_to_it_every_readable_record_is_kept(
             seal_in_place(path)
         assert path.exists()
         return
-    done = seal_in_place(path)
+    try:
+        done = seal_in_place(path)
+    except CaptureError:
+        assert before == [], "its header is damaged and no chunk is whole"
+        assert path.exists()
+        return
     assert records_of(done.capture.path, strict=False) == before
     assert all(record in list(frames(12)) for record in before)
 

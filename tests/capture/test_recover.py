@@ -72,6 +72,19 @@ def test_cut_file_is_never_called_complete(tmp_path: Path) -> None:
     assert [d.records_lost for d in report.damage] == [None]
 
 
+def test_the_chunk_that_a_killed_collector_was_writing_is_no_loss_of_the_capture(tmp_path: Path) -> None:
+    """Its records were never whole on disk: as if the kill had come a moment earlier. A seal in place says the same."""
+    path = make(tmp_path, sealed=False)
+    data, last = path.read_bytes(), chunks_of(path)[3]
+    for length in (10, 80):
+        path.write_bytes(data[: last.offset + length])
+        report = recover(path, tmp_path / "out.zst", force=True)
+        assert (report.records, report.missing, report.complete) == (9, 0, True)
+        assert [(d.offset, d.length, d.records_lost) for d in report.damage] == [(last.offset, length, 0)]
+    sealed = path.rename(path.with_suffix(""))
+    assert recover(sealed, tmp_path / "out.zst", force=True).complete is False, "a sealed one was whole before"
+
+
 def test_recover_from_every_cut_gives_a_file_that_reads_strictly(tmp_path: Path) -> None:
     path = make(tmp_path)
     data = path.read_bytes()
