@@ -1,14 +1,14 @@
 """`kill -9` of `kcs live` at random moments under load: is each captured event in Kafka once, in order, in the end?
 
-    python -m bench.faults crash --times 50 --seed 1              a real Kafka of its own (Java 17, Maven); five minutes
+    python -m bench.faults crash --times 50 --seed 1              a real Kafka of its own (Java 17, Maven); six minutes
     python -m bench.faults crash --times 50 --seed 1 -b HOST:PORT
 
 A simulated venue sends; `kcs live` takes it into a real Kafka (three partitions a topic), is killed, started again,
-and so on: one kill in five hits the start, the others come up to `RUNNING_S` after it is connected, so that they hit
-what the next start does about the crash before (sealing, settling, delivering, catching up) as well as plain running.
-Every other run rotates its file each 700 ms, so that seals are hit too. A last run goes on until nothing is owed and
-ends cleanly. Then every capture is put through a pipeline of its own and compared record by record with what the topics
-hold (tests/e2e/crashing.py), and `kcs verify --topic` has to say the same. A line for each crash, then the table.
+and so on: some kills come while it starts, some soon after it is connected, when it seals, settles, delivers what it
+finds and catches up, some when it delivers directly. Every other run rotates its file each 700 ms, so that seals are hit
+too. A last run goes on until nothing is owed and ends cleanly. Then every capture is put through a pipeline of its own
+and compared record by record with what the topics hold (tests/e2e/crashing.py), and `kcs verify --topic` has to say the
+same. Prints a line for each crash, then the table.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _crash(crashing: Crashing, times: int) -> list[Crash]:
     for number in range(1, times + 1):
         crash = crashing.crash()
         crashes.append(crash)
-        moment = f"{crash.after_s:.2f} s {'after its start' if crash.starting else 'connected'}"
+        moment = f"{crash.after_s:.2f} s after {crash.moment}"
         kind = " (rotating)" if crash.rotating else ""
         say(
             f"{number:>4}  {moment:<22}  {crash.sealed:>6} {crash.partials:>7} {crash.owed:>5}  {crash.said[:90]}{kind}"
@@ -71,7 +71,8 @@ def _verified(crashing: Crashing, bootstrap: str, cwd: Path) -> tuple[int, Count
 
 
 def _judge(verdict: Verdict, crashes: Sequence[Crash], done: Done, found: Compared, left: int) -> None:
-    verdict.tell("crashes", f"{len(crashes)}, {sum(crash.starting for crash in crashes)} of them while starting")
+    moments = Counter(crash.moment for crash in crashes)
+    verdict.tell("crashes", ", ".join(f"{count} after {moment}" for moment, count in sorted(moments.items())))
     verdict.tell("captures", f"{found.captures:,} with {found.frames:,} frames")
     verdict.judge("captures that are owed", left, "0", left == 0)
     verdict.judge("the last run's exit code", done.code, "0", done.code == 0)

@@ -35,11 +35,10 @@ from tests.e2e.rig import fresh_template
 
 CHANNELS = ("trade", "orderbook", "ticker", "gap", "reject")
 PARTITIONS = 3
-EARLIEST_S = 0.3
-STARTED_S = 2.0
-RUNNING_S = 3.5
-STARTING = 0.2
-"""Part of the crashes that hit a run while it starts."""
+MOMENTS = {"started": (0.3, 2.0), "connected": (0.0, 3.5), "caught up": (0.0, 1.5)}
+"""What a kill is counted from, and how many seconds later it comes: from, to."""
+CHANCES = (0.15, 0.45, 0.4)
+CATCH_UP_S = 60.0
 ROTATED_AGE = "700ms"
 
 Place = tuple[str, int]
@@ -49,12 +48,12 @@ Entry = tuple[int, int, bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """One `kill -9`, `after_s` after the start of the process (`starting`) or after it was connected.
+    """One `kill -9`, `after_s` after a `moment` (see `MOMENTS`).
 
     `owed`: captures without a receipt afterwards; `said`: the last thing that was on stderr.
     """
 
-    starting: bool
+    moment: str
     after_s: float
     rotating: bool
     sealed: int
@@ -79,13 +78,15 @@ class Crashing:
 
     def crash(self) -> Crash:
         """Start it, kill it at a random moment."""
-        starting = self._random.random() < STARTING
-        after_s = self._random.uniform(EARLIEST_S, STARTED_S) if starting else self._random.uniform(0.0, RUNNING_S)
+        (moment,) = self._random.choices(tuple(MOMENTS), CHANCES)
+        after_s = self._random.uniform(*MOMENTS[moment])
         rotating = self._runs % 2 == 1
         self._runs += 1
         with running(*self._args, *(("--max-age", ROTATED_AGE) if rotating else ()), cwd=self._cwd) as kcs:
-            if not starting:
+            if moment != "started":
                 kcs.wait_said("connected to")
+            if moment == "caught up":
+                wait_for(lambda: len(owed(self.captures)) <= 2 or not kcs.running, "the rest", CATCH_UP_S)
             began_s = time.monotonic()
             wait_for(lambda: time.monotonic() - began_s >= after_s or not kcs.running, "the moment to kill")
             assert kcs.running, kcs.err
@@ -94,7 +95,7 @@ class Crashing:
         lines = [line for line in kcs.err.splitlines() if line.startswith("kcs: upbit: ")]
         said = lines[-1].removeprefix("kcs: upbit: ") if lines else "(started)"
         return Crash(
-            starting,
+            moment,
             after_s,
             rotating,
             len(sealed(self.captures)),
