@@ -20,6 +20,7 @@ from typing import Final, Protocol
 from kcs.capture.records import RawRecord
 from kcs.capture.tail import CaptureTail
 from kcs.capture.writer import CaptureWriter
+from kcs.errors import CaptureError
 from kcs.model import FRAME_KINDS
 from kcs.pipeline import Pipeline
 from kcs.sink import Sink
@@ -127,6 +128,8 @@ class Follower:
                     return State.MET
                 self._turn_page()
                 continue
+            # Asked first: what the writer has left is all on disk, unless somebody takes it away.
+            left = file.capture_id != self._writer.capture_id and self._writer.written_bytes() > 0
             batch: Sequence[RawRecord] = self._tail.read()
             if not batch and from_memory and file.ended is None:
                 batch = self._writer.unwritten(number)
@@ -134,6 +137,12 @@ class Follower:
                     return State.DISK  # it was written just now
                 if batch:
                     self._tail.number = batch[-1][0] + 1
+            if not batch and left:
+                raise CaptureError(
+                    f"its records from {number} on are gone, and they were not delivered yet",
+                    where=str(file.path),
+                    remedy="put it back and run kcs recover --produce on it; remove only captures that have a receipt",
+                )
             if not batch:
                 return State.DISK
             self._batch, self._next = batch, 0

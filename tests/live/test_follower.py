@@ -361,6 +361,31 @@ def test_a_disk_that_does_not_give_back_stops_the_delivery_not_the_capture(
     asyncio.run(run())
 
 
+def test_a_file_that_was_taken_away_before_it_was_delivered_is_named(tmp_path: Path) -> None:
+    async def run() -> None:
+        clock = VirtualClock(START_NS)
+        rig, tap = Rig(tmp_path, clock=clock, writer=WriterSettings(age_max_ns=NS_PER_S), sink=TestSink()), Tap()
+        async with rig.serving(tap.script):
+            rig.start(delivery=True, drain_s=0.05)
+            rig.sink.full = True
+            for number in range(1, 4):
+                await tap.send(rig, 10)
+                clock.advance(NS_PER_S)
+                await until(lambda n=number: len(list(files(tmp_path, "*.zst"))) == n)  # type: ignore[misc]
+            second = sorted(files(tmp_path, "*.zst"), key=lambda path: read(path)[0].recv_ns)[1]
+            second.unlink()
+            rig.sink.full = False
+            await until(lambda: any("delivery stops" in text for _, text in rig.logs))
+            await tap.send(rig, 10)
+            result = await rig.stop()
+        (told,) = [text for _, text in rig.logs if "delivery stops" in text]
+        assert second.name in told
+        assert "recover --produce" in told
+        assert (result.ledger.captured, result.ledger.behind) == (40, 30)
+
+    asyncio.run(run())
+
+
 def test_two_that_do_not_agree_are_a_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         rig, tap = Rig(tmp_path, sink=TestSink()), Tap()
