@@ -45,6 +45,8 @@ class Limits:
 
     connects_per_s: float = 5.0
     messages_per_s: float = 5.0
+    connection_age_max_s: float | None = None
+    """The venue ends a connection that is older: it is renewed before, the new one first."""
     frame_bytes_max: int = 8 * 1024 * 1024
 
 
@@ -93,6 +95,8 @@ class Venue:
     check_market: Callable[[str], None]
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     limits: Limits = field(default_factory=Limits)
+    codes_in_frames: bool = False
+    """A frame with an event of a market contains its code byte for byte, neither compressed nor as a number."""
     proves: tuple[str, ...] = ()
     """Of `PROOFS`, what this venue's protocol has."""
 

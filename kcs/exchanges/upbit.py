@@ -398,5 +398,6 @@ UPBIT: Final = Venue(
     # An idle connection dies after 60 s (documented: 120). The text makes Upbit say {"status":"UP"} every 10 s.
     heartbeat=Heartbeat(ping_every_s=20.0, texts_after_subscribe=("PING",)),
     limits=Limits(connects_per_s=5.0, messages_per_s=5.0),
+    codes_in_frames=True,
     proves=("trade_ids",),
 )

@@ -75,3 +75,46 @@ class ConnectPace:
         slot_ns = max(now_ns, self._next_ns)
         self._next_ns = slot_ns + self._interval_ns
         return slot_ns
+
+
+class Attempts:
+    """When one session may try to connect: its back-off, and its turn among all that share the venue's pace."""
+
+    __slots__ = ("_backoff", "_healthy_ns", "_pace", "_reserved", "due_ns")
+
+    def __init__(self, settings: BackoffSettings, rng: Random, pace: ConnectPace) -> None:
+        self._backoff = Backoff(settings, rng)
+        self._healthy_ns = int(settings.healthy_s * NS_PER_S)
+        self._pace = pace
+        self._reserved = False
+        self.due_ns = 0
+        """When to ask `may_begin` again."""
+
+    def begin_at(self, now_ns: int) -> None:
+        """The first attempt of a series, at once."""
+        self._backoff.reset()
+        self._reserved = False
+        self.due_ns = now_ns
+
+    def may_begin(self, now_ns: int) -> bool:
+        """True when the attempt begins now; it has taken its turn then."""
+        if now_ns < self.due_ns:
+            return False
+        if not self._reserved:
+            self._reserved = True
+            self.due_ns = self._pace.reserve(now_ns)
+            if self.due_ns > now_ns:
+                return False
+        self._reserved = False
+        return True
+
+    def ended(self, lived_ns: int) -> None:
+        """A connection that brought frames ended after so long."""
+        if lived_ns >= self._healthy_ns:
+            self._backoff.reset()
+
+    def retry(self, now_ns: int, least_ns: int = 0) -> float:
+        """Plan the next attempt; in how many seconds."""
+        delay_ns = max(self._backoff.next_ns(), least_ns)
+        self.due_ns = now_ns + delay_ns
+        return delay_ns / NS_PER_S

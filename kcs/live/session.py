@@ -14,7 +14,7 @@ there.
 
 Silence is judged by frames that carry events (`on_market`, `on_data`), because a venue's heartbeat goes on while a
 subscription is dead. A stream that is quiet by nature (its snapshot, then nothing) would be reopened for ever, so each
-reconnection that brought no more than that doubles the patience, up to `PATIENCE_MAX` times. One market that falls
+reconnection that brought no more than that doubles the patience (keepalive.py). One market that falls
 silent while the others go on (hearing.py) is named, the full subscription is sent again, and the frame with which it
 speaks again ends a gap `market_silence` of that market: while `silent` names any, the owner says by `speaks` whose
 frame it has.
@@ -48,15 +48,14 @@ from kcs.live.actions import (
     close_record,
     open_record,
 )
-from kcs.live.backoff import Backoff, BackoffSettings, ConnectPace, floor_ns
+from kcs.live.backoff import Attempts, BackoffSettings, ConnectPace, floor_ns
 from kcs.live.gaps import GapBook
 from kcs.live.hearing import Hearing, Silence, told
-from kcs.live.keepalive import NEVER_NS, Outbox, Pinger
+from kcs.live.keepalive import NEVER_NS, Outbox, Pinger, Quiet
 from kcs.live.rhythm import RhythmSettings
 from kcs.model import CloseFields, OpenFields
 
 CLOSE_GOING_AWAY: Final = 1001
-PATIENCE_MAX: Final = 8
 HABIT_LEAST_NS: Final = NS_PER_S
 """A twin that has said nothing for less than this is delivering, whatever its habit."""
 
@@ -92,43 +91,11 @@ class Session:
     """See the module docstring. `url` may point away from the venue's own (a simulator)."""
 
     __slots__ = (
-        "_again_ns",
-        "_asked_ns",
-        "_backoff",
-        "_close_cause",
-        "_due_ns",
-        "_first_ns",
-        "_fresh",
-        "_gap",
-        "_healthy_ns",
-        "_hearing",
-        "_opened_ns",
-        "_outbox",
-        "_pace",
-        "_patience",
-        "_pinger",
-        "_reserved",
-        "_settings",
-        "_stop_cause",
-        "_ticket",
-        "_told_silent",
-        "_trial",
-        "connect_failures",
-        "frames",
-        "last_frame_ns",
-        "markets",
-        "on_data",
-        "on_market",
-        "opens",
-        "phase",
-        "reconnects",
-        "silent",
-        "stream",
-        "subscription",
-        "twins",
-        "url",
-        "venue",
-    )
+        "_attempts", "_close_cause", "_first_ns", "_fresh", "_gap", "_hearing", "_opened_ns", "_outbox", "_pinger",
+        "_quiet", "_settings", "_stop_cause", "_ticket", "_told_silent", "_trial", "connect_failures", "frames",
+        "last_frame_ns", "markets", "on_data", "on_market", "opens", "phase", "reconnects", "silent", "stream",
+        "subscription", "twins", "url", "venue",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -167,12 +134,8 @@ class Session:
         """on_data(recv_ns): the frame was data of the venue, though it cannot be said of which market."""
         self.silent: Mapping[str, Silence] = self._hearing.silent
         """Markets that have fallen silent: while there are any, `speaks` must be told before their frames."""
-        self._backoff = Backoff(self._settings.backoff, rng)
-        self._pace = pace or ConnectPace(venue.limits.connects_per_s)
-        self._healthy_ns = int(self._settings.backoff.healthy_s * NS_PER_S)
+        self._attempts = Attempts(self._settings.backoff, rng, pace or ConnectPace(venue.limits.connects_per_s))
         self._ticket = f"kcs-{rng.getrandbits(48):012x}"
-        self._due_ns = NEVER_NS
-        self._reserved = False
         self._stop_cause = ""
         self._trial = False
         self._fresh = False
@@ -181,11 +144,9 @@ class Session:
         self._gap = GapBook(stream, self._twin_of)
         if down_since_ns is not None:
             self._gap.begin(down_since_ns, "collector_down", subscription.markets)
-        self._patience = 1
+        self._quiet = Quiet(venue.heartbeat)
         self._pinger = Pinger(venue.heartbeat)
         self._outbox = Outbox(venue.limits)
-        self._again_ns = NEVER_NS
-        self._asked_ns = 0
         self._told_silent = False
 
     # What the owner asks for.
@@ -193,12 +154,10 @@ class Session:
     def start(self, now_ns: int, *, trial: bool = False) -> Sequence[Action]:
         """Begin connecting, for the first time or after a stop. `trial`: another stream delivers until `take_over`."""
         self.phase = Phase.WAITING
-        self._due_ns = now_ns
-        self._reserved = False
+        self._attempts.begin_at(now_ns)
         self._stop_cause = ""
         self._trial = trial
         self._close_cause = "planned" if trial else None
-        self._backoff.reset()
         return self.tick(now_ns)
 
     def stop(self, now_ns: int, cause: str = "stop") -> Sequence[Action]:
@@ -282,8 +241,7 @@ class Session:
         self.reconnects += cause not in ("start", "planned")
         self.phase = Phase.OPEN
         self._fresh = True
-        self._opened_ns = self._asked_ns = now_ns
-        self._again_ns = NEVER_NS
+        self._opened_ns = now_ns
         self._close_cause = None
         self._hearing.opened(now_ns, self.frames)
         self._pinger.opened(now_ns)
@@ -322,18 +280,15 @@ class Session:
         self._close_cause = cause
         actions: list[Action] = [close_record(now_ns, CloseFields(end.code, end.reason, cause, self.frames))]
         if cause != "silence":
-            self._patience = 1
+            self._quiet.reset()
         if cause not in CLEAN and not self._trial:
             self._begin_gap(cause)
         if self._stop_cause:
             return [*actions, *self._finish(now_ns)]
-        if not self._fresh and now_ns - self._opened_ns >= self._healthy_ns:
-            self._backoff.reset()
-        delay_ns = self._retry(now_ns, 0)
+        if not self._fresh:
+            self._attempts.ended(now_ns - self._opened_ns)
         reason = f" ({end.reason})" if end.reason else ""
-        told = f"connection ended: {cause}, code {end.code}{reason}; next attempt in {delay_ns / NS_PER_S:.1f} s"
-        actions.append(Log("warning", f"stream {self.stream}: {told}"))
-        return actions
+        return [*actions, self._retry(now_ns, 0, f"connection ended: {cause}, code {end.code}{reason}")]
 
     def connect_failed(self, now_ns: int, failure: ConnectFailure) -> Sequence[Action]:
         """No connection came about: try again later, much later when the server said so."""
@@ -341,10 +296,8 @@ class Session:
             return self._finish(now_ns)
         slug = failure.slug
         self.connect_failures[slug] = self.connect_failures.get(slug, 0) + 1
-        delay_ns = self._retry(now_ns, floor_ns(failure))
         detail = f" ({failure.detail})" if failure.detail else ""
-        told = f"cannot connect to {self.url}: {slug}{detail}; next attempt in {delay_ns / NS_PER_S:.1f} s"
-        return [Log("warning", f"stream {self.stream}: {told}")]
+        return [self._retry(now_ns, floor_ns(failure), f"cannot connect to {self.url}: {slug}{detail}")]
 
     # Time.
 
@@ -352,29 +305,30 @@ class Session:
     def next_due_ns(self) -> int:
         """When `tick` has something to do; `NEVER_NS` when only events can change anything."""
         if self.phase is Phase.WAITING:
-            return self._due_ns
+            return self._attempts.due_ns
         if self.phase is not Phase.OPEN:
             return NEVER_NS
-        silence_ns = min(self.last_data_ns + self._silence_max_ns(), self._silent_due_ns())
-        watch_ns = min(self._hearing.next_due_ns, self._again_ns)
-        return min(self._pinger.next_due_ns, self._outbox.next_due_ns, silence_ns, watch_ns)
+        silence_ns = self.last_data_ns + self._quiet.most_ns
+        alive_ns = min(self._pinger.next_due_ns, self._outbox.next_due_ns)
+        return min(alive_ns, silence_ns, self._hearing.next_due_ns, self._silent_due_ns())
 
     def tick(self, now_ns: int) -> Sequence[Action]:
         """Do what is due. Calling it early or often does no harm."""
         if self.phase is Phase.WAITING:
-            return self._try_connect(now_ns)
+            if self._attempts.may_begin(now_ns):
+                self.phase = Phase.CONNECTING
+                return [Connect(self.url)]
+            return NO_ACTIONS
         if self.phase is not Phase.OPEN:
             return NO_ACTIONS
         if self._pinger.overdue(now_ns):
             return self._close("ping_timeout", CLOSE_GOING_AWAY, "no pong")
-        if now_ns >= self.last_data_ns + self._silence_max_ns():
-            return self._close_silent()
+        if now_ns >= self.last_data_ns + self._quiet.most_ns:
+            self._quiet.spent(self.last_data_ns - self._opened_ns)
+            return self._close("silence", CLOSE_GOING_AWAY, "no data")
         actions: list[Action] = []
         if now_ns >= self._hearing.next_due_ns:
             actions += self._look(now_ns)
-        if now_ns >= self._again_ns:
-            self._again_ns, self._asked_ns = NEVER_NS, now_ns
-            self._outbox.replace(self._requests())
         text = self._outbox.due(now_ns)
         if text is not None:
             actions.append(SendText(text))
@@ -383,7 +337,8 @@ class Session:
             actions.append(SendPing(ping))
         if now_ns >= self._silent_due_ns():
             self._told_silent = True
-            actions += self._tell_silent(now_ns)
+            if silent := self.silent_markets(now_ns):
+                actions.append(self._warn(f"nothing yet from {told(silent)}: do these markets exist?"))
         return actions
 
     def silent_markets(self, now_ns: int) -> tuple[str, ...]:
@@ -406,7 +361,7 @@ class Session:
             return False
         if market is not None:
             return market not in self.silent and self.markets.get(market, 0) > from_ns
-        habit_ns = min(max(HABIT_LEAST_NS, 2 * self._hearing.habit_ns), self._silence_max_ns() // 2)
+        habit_ns = min(max(HABIT_LEAST_NS, 2 * self._hearing.habit_ns), self._quiet.most_ns // 2)
         return not self.silent and to_ns - self.last_data_ns <= habit_ns
 
     # Leaves.
@@ -421,33 +376,22 @@ class Session:
         for market, silence in found.ended:
             actions += self._gap.of_market(market, silence.from_ns, now_ns)
         if found.begun:
-            self._again_ns = max(now_ns, self._asked_ns + int(self._settings.ask_again_every_s * NS_PER_S))
+            self._outbox.replace(self._requests(), int(self._settings.ask_again_every_s * NS_PER_S))
             first = self.silent[found.begun[0]]
             pause_s, before_s = (now_ns - first.from_ns) / NS_PER_S, first.longest_ns / NS_PER_S
             text = f"silent while others go on: {told(found.begun)} (the first for {pause_s:.0f} s, {before_s:.0f} s"
-            actions.append(Log("warning", f"stream {self.stream}: {text} at most before); asking for all again"))
+            actions.append(self._warn(f"{text} at most before); asking for all again"))
         return actions
 
     def _requests(self) -> list[str]:
         return self.venue.subscribe(self.subscription, self._ticket)
 
-    def _try_connect(self, now_ns: int) -> Sequence[Action]:
-        if now_ns < self._due_ns:
-            return NO_ACTIONS
-        if not self._reserved:
-            self._reserved = True
-            self._due_ns = self._pace.reserve(now_ns)
-            if self._due_ns > now_ns:
-                return NO_ACTIONS
-        self._reserved = False
-        self.phase = Phase.CONNECTING
-        return [Connect(self.url)]
-
-    def _retry(self, now_ns: int, least_ns: int) -> int:
-        delay_ns = max(self._backoff.next_ns(), least_ns)
-        self._due_ns = now_ns + delay_ns
+    def _retry(self, now_ns: int, least_ns: int, why: str) -> Log:
         self.phase = Phase.WAITING
-        return delay_ns
+        return self._warn(f"{why}; next attempt in {self._attempts.retry(now_ns, least_ns):.1f} s")
+
+    def _warn(self, text: str) -> Log:
+        return Log("warning", f"stream {self.stream}: {text}")
 
     def _close(self, cause: str, code: int, reason: str) -> list[Action]:
         self._close_cause = cause
@@ -457,12 +401,6 @@ class Session:
             level = "info" if cause in CLEAN else "warning"
             actions.insert(0, Log(level, f"stream {self.stream}: closing the connection: {cause}"))
         return actions
-
-    def _close_silent(self) -> list[Action]:
-        lived_ns = self.last_data_ns - self._opened_ns
-        lively = lived_ns > self._silence_max_ns()
-        self._patience = 1 if lively else min(PATIENCE_MAX, 2 * self._patience)
-        return self._close("silence", CLOSE_GOING_AWAY, "no data")
 
     def _finish(self, now_ns: int) -> Sequence[Action]:
         self.phase = Phase.STOPPED
@@ -484,15 +422,6 @@ class Session:
             for twin in self.twins:
                 twin._gap.forget(cause)
         return actions
-
-    def _tell_silent(self, now_ns: int) -> list[Action]:
-        silent = self.silent_markets(now_ns)
-        if not silent:
-            return []
-        return [Log("warning", f"stream {self.stream}: nothing yet from {told(silent)}: do these markets exist?")]
-
-    def _silence_max_ns(self) -> int:
-        return int(self.venue.heartbeat.silence_max_s * NS_PER_S) * self._patience
 
     def _silent_due_ns(self) -> int:
         since_ns = self._outbox.subscribed_ns

@@ -2,6 +2,9 @@
 
 Implements the transport's `Handler`. The frame path is here: session (counts, ends a gap), recorder (capture, feed),
 session again (which market spoke). Everything runs on the loop's thread; nothing is awaited between socket and sink.
+
+While a market is silent its next frame must be known *before* it is captured, since its gap is written first. Then, and
+only then, frames are parsed twice: here by an adapter of the slot's own, which knows nothing and is thrown away.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from kcs.clock import Clock
-from kcs.exchanges.base import Subscription
+from kcs.errors import FrameIgnored, FrameRejected
+from kcs.exchanges.base import Adapter, Subscription
 from kcs.live.actions import (
     Action,
     CloseConnection,
@@ -30,11 +34,15 @@ from kcs.pipeline import Pipeline
 
 Dial = Callable[[Handler], Awaitable[Connection]]
 
+CODES_SOUGHT_MAX = 8
+"""Silent markets whose names are looked for in a frame before it is parsed; more cost as much as parsing."""
+
 
 class Slot:
     """One session with its connection.
 
     `crash(error)` is told of a defect in kcs, which ends the run; `finished()` when nothing more comes after `stop`.
+    `counting`: the subscription has twins, so `saved` counts the frames that brought what no other stream had brought.
     """
 
     def __init__(
@@ -47,12 +55,20 @@ class Slot:
         log: Callable[[str, str], None],
         crash: Callable[[BaseException], None],
         finished: Callable[[], None],
+        *,
+        counting: bool = False,
     ) -> None:
         self.session = session
         self.stream = session.stream
         self._recorder = recorder
         self._record_frame = recorder.frame
         self._pipeline = pipeline
+        self._ledger = pipeline.ledger
+        self._on_market = session.on_market
+        self._silent = session.silent
+        self._listener: Adapter | None = None
+        self.counting = counting
+        self.saved = 0
         self._dial = dial
         self._clock = clock
         self._log = log
@@ -65,13 +81,13 @@ class Slot:
 
     # What the collector asks for.
 
-    def start(self, now_ns: int) -> None:
-        """Begin connecting."""
-        self._apply(self.session.start(now_ns), now_ns)
+    def start(self, now_ns: int, *, trial: bool = False) -> None:
+        """Begin connecting; see `Session.start`."""
+        self._apply(self.session.start(now_ns, trial=trial), now_ns)
 
-    def stop(self, now_ns: int) -> None:
-        """Close cleanly."""
-        self._apply(self.session.stop(now_ns), now_ns)
+    def stop(self, now_ns: int, cause: str = "stop") -> None:
+        """Close cleanly; see `Session.stop`."""
+        self._apply(self.session.stop(now_ns, cause), now_ns)
 
     def tick(self, now_ns: int) -> None:
         """Do what the session has due."""
@@ -105,11 +121,16 @@ class Slot:
         actions = session.frame(recv_ns)
         if actions:
             self._apply(actions, recv_ns)
+        if self._silent:
+            self._listen(recv_ns, payload)
+        produced = self._ledger.produced
         self._record_frame(kind, self.stream, recv_ns, payload)
         event = self._pipeline.last_event
         if event is not self._last_event and event is not None and not isinstance(event, Gap):
             self._last_event = event
-            session.on_market(event.market, recv_ns)
+            self._on_market(event.market, recv_ns)
+            if self.counting and self._ledger.produced != produced:
+                self.saved += 1
         else:
             self._unspoken(recv_ns)
 
@@ -124,6 +145,26 @@ class Slot:
         self._crash(error)
 
     # Leaves.
+
+    def _listen(self, recv_ns: int, payload: bytes) -> None:
+        """Is this a frame of a market that was silent? Then its gap ends before it."""
+        session, silent = self.session, self._silent
+        if (
+            session.venue.codes_in_frames
+            and len(silent) <= CODES_SOUGHT_MAX
+            and not any(silence.code in payload for silence in silent.values())
+        ):
+            return
+        listener = self._listener = self._listener or session.venue.adapter()
+        try:
+            events = listener.parse(self.stream, recv_ns, payload)
+        except (FrameIgnored, FrameRejected):
+            return
+        for event in events:
+            if not isinstance(event, Gap) and event.market in silent:
+                self._apply(session.speaks(event.market, recv_ns), recv_ns)
+        if not silent:
+            self._listener = None
 
     def _unspoken(self, recv_ns: int) -> None:
         """A frame without an event. What was *ignored* (heartbeats, acks) says nothing about the subscription; a

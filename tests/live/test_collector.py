@@ -26,7 +26,7 @@ from kcs.live.session import Phase
 from kcs.model import GapFields, Kind, OpenFields, Record
 from kcs.sink import RECORD_SCHEMA_VERSION, NullSink
 from tests.live.rig import LOOPS, Rig, Script, TestSink, files, kinds, read, replayed, trade, until
-from tests.live.support import START_NS, make_subscription, make_venue
+from tests.live.support import MARKETS, START_NS, make_subscription, make_venue
 
 
 async def quiet(websocket: ServerConnection, number: int) -> None:
@@ -152,8 +152,8 @@ def test_reconnecting_writes_close_open_gap_and_loses_no_number(tmp_path: Path, 
         frames = [r.recv_ns for r in records if r.kind is Kind.BINARY]
         gaps = [r.fields for r in records if r.kind is Kind.GAP]
         assert gaps == [
-            GapFields(frames[0], frames[1], "disconnect"),
-            GapFields(frames[1], frames[2], "disconnect"),
+            GapFields(frames[0], frames[1], "disconnect", MARKETS),
+            GapFields(frames[1], frames[2], "disconnect", MARKETS),
         ]
         assert replayed(capture.path)[0] == capture.digest
         assert result.ledger.gaps == 2
@@ -631,7 +631,7 @@ def test_the_next_run_begins_with_the_gap_between_them(tmp_path: Path) -> None:
         records = read(second.captures[0].path)
         (gap,) = [r.fields for r in records if r.kind is Kind.GAP]
         first_frame_ns = next(r.recv_ns for r in records if r.kind is Kind.BINARY)
-        assert gap == GapFields(last_ns, first_frame_ns, "collector_down")
+        assert gap == GapFields(last_ns, first_frame_ns, "collector_down", MARKETS)
         assert second.digest == replayed(second.captures[0].path)[0]
 
     asyncio.run(run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -22,10 +23,13 @@ from kcs.live.actions import (
     WriteRecord,
 )
 from kcs.live.backoff import BackoffSettings, ConnectPace
+from kcs.live.gaps import MARKETS_NAMED_MAX
+from kcs.live.hearing import MARKETS_MAX
 from kcs.live.keepalive import NEVER_NS
-from kcs.live.session import MARKETS_MAX, Phase, Session, SessionSettings
+from kcs.live.rhythm import RhythmSettings
+from kcs.live.session import Phase, Session, SessionSettings
 from kcs.model import CloseFields, GapFields, Kind, OpenFields
-from tests.live.support import START_NS, URL, Driver, make_subscription, make_venue
+from tests.live.support import MARKETS, START_NS, URL, Driver, make_subscription, make_venue
 
 S = NS_PER_S
 
@@ -203,7 +207,7 @@ def test_silence_closes_and_leaves_a_gap() -> None:
     driver.tick(60)
     assert driver.opened()[0].fields.cause == "silence"
     driver.frame(0.5)
-    assert driver.records()[-1].fields == GapFields(last_ns, driver.now_ns, "silence")
+    assert driver.records()[-1].fields == GapFields(last_ns, driver.now_ns, "silence", MARKETS)
 
 
 def test_heartbeat_frames_do_not_break_the_silence() -> None:
@@ -284,13 +288,13 @@ def test_records_of_a_reconnection() -> None:
     driver.opened()
     driver.after(0.3)
     first_ns = driver.now_ns
-    assert driver.frame() == [WriteRecord(Kind.GAP, first_ns, GapFields(last_ns, first_ns, "disconnect"))]
+    assert driver.frame() == [WriteRecord(Kind.GAP, first_ns, GapFields(last_ns, first_ns, "disconnect", MARKETS))]
     assert driver.frame(1) == []
     assert driver.records() == [
         WriteRecord(Kind.OPEN, START_NS, OpenFields(URL, "start", 0)),
         WriteRecord(Kind.CLOSE, closed_ns, CloseFields(1001, "maintenance", "remote", 2)),
         WriteRecord(Kind.OPEN, opened_ns, OpenFields(URL, "remote", 2)),
-        WriteRecord(Kind.GAP, first_ns, GapFields(last_ns, first_ns, "disconnect")),
+        WriteRecord(Kind.GAP, first_ns, GapFields(last_ns, first_ns, "disconnect", MARKETS)),
     ]
     assert driver.session.gaps == 1
     assert driver.session.opens == 2
@@ -308,7 +312,7 @@ def test_two_losses_without_a_frame_between_are_one_gap() -> None:
         driver.opened()
     driver.frame(1)
     gaps = [record.fields for record in driver.records() if record.kind is Kind.GAP]
-    assert gaps == [GapFields(last_ns, driver.now_ns, "disconnect")]
+    assert gaps == [GapFields(last_ns, driver.now_ns, "disconnect", MARKETS)]
 
 
 def test_a_loss_before_any_frame_is_suspect_from_the_opening() -> None:
@@ -319,7 +323,7 @@ def test_a_loss_before_any_frame_is_suspect_from_the_opening() -> None:
     driver.tick(60)
     driver.opened()
     driver.frame(1)
-    assert driver.records()[-1].fields == GapFields(START_NS, driver.now_ns, "disconnect")
+    assert driver.records()[-1].fields == GapFields(START_NS, driver.now_ns, "disconnect", MARKETS)
 
 
 def test_a_run_after_an_earlier_capture_begins_with_a_gap() -> None:
@@ -329,14 +333,14 @@ def test_a_run_after_an_earlier_capture_begins_with_a_gap() -> None:
     driver.tick(60)
     driver.opened()
     (gap,) = driver.frame(1)
-    assert gap.fields == GapFields(START_NS - 3600 * S, driver.now_ns, "collector_down")
+    assert gap.fields == GapFields(START_NS - 3600 * S, driver.now_ns, "collector_down", MARKETS)
 
 
 def test_an_earlier_capture_from_the_future_makes_no_negative_gap() -> None:
     driver = Driver(down_since_ns=START_NS + 3600 * S)
     driver.open()
     (gap,) = driver.frame(1)
-    assert gap.fields == GapFields(driver.now_ns, driver.now_ns, "collector_down")
+    assert gap.fields == GapFields(driver.now_ns, driver.now_ns, "collector_down", MARKETS)
 
 
 def test_failed_attempts_are_counted_by_cause_and_tried_again() -> None:
@@ -465,6 +469,168 @@ def test_sessions_that_share_a_pace_connect_one_after_another() -> None:
     assert sessions[2].tick(START_NS + 2 * S // 5) == [Connect(URL)]
 
 
+# ---------------------------------------------------------------- one silent market
+
+
+def market_driver(**options: object) -> Driver:
+    """Two lively markets on an open connection, watched for long enough."""
+    rhythm = RhythmSettings(floor_s=20, samples=8, watched=2)
+    settings = SessionSettings(rhythm=rhythm, silent_after_s=1e6, **options)
+    driver = Driver(venue=make_venue(heartbeat=Heartbeat(ping_every_s=1e6)), settings=settings)
+    driver.open()
+    for _ in range(120):
+        driver.frame(0.5, "KRW-ETH")
+        driver.frame(0, "KRW-BTC")
+        driver.tick()
+    return driver
+
+
+def go_on(driver: Driver, seconds: int) -> list[Action]:
+    """Only KRW-BTC speaks, often enough for a count of frames."""
+    actions = []
+    for _ in range(10 * seconds):
+        driver.frame(0.1)
+        actions += driver.tick()
+    return actions
+
+
+def test_a_silent_market_is_named_and_asked_for_again_once() -> None:
+    driver = market_driver()
+    told = len(driver.logs())
+    actions = go_on(driver, 300)
+    (text,) = texts(actions)
+    assert text.startswith("SUB kcs-")
+    assert text.endswith("trade KRW-BTC,KRW-ETH"), "the full list, not the silent one alone"
+    (said,) = driver.logs()[told:]
+    assert "KRW-ETH" in said
+    assert "KRW-BTC" not in said
+    assert set(driver.session.silent) == {"KRW-ETH"}
+    assert driver.session.is_open
+
+
+def test_its_gap_is_written_before_the_frame_with_which_it_speaks_again() -> None:
+    driver = market_driver()
+    last_ns = driver.session.markets["KRW-ETH"]
+    go_on(driver, 60)
+    driver.after(0.1)
+    assert driver.take(driver.session.frame(driver.now_ns)) == []
+    assert driver.take(driver.session.speaks("KRW-BTC", driver.now_ns)) == []
+    assert driver.take(driver.session.speaks("KRW-ETH", driver.now_ns)) == [
+        WriteRecord(Kind.GAP, driver.now_ns, GapFields(last_ns, driver.now_ns, "market_silence", ("KRW-ETH",)))
+    ]
+    assert driver.take(driver.session.speaks("KRW-ETH", driver.now_ns)) == []
+    assert not driver.session.silent
+    assert driver.session.gaps == 1
+
+
+def test_a_market_that_speaks_unnoticed_gets_its_gap_all_the_same() -> None:
+    driver = market_driver()
+    last_ns = driver.session.markets["KRW-ETH"]
+    go_on(driver, 60)
+    driver.frame(0.1, "KRW-ETH")
+    go_on(driver, 2)
+    (gap,) = [record.fields for record in driver.records() if record.kind is Kind.GAP]
+    assert (gap.from_ns, gap.cause, gap.markets) == (last_ns, "market_silence", ("KRW-ETH",))
+    assert not driver.session.silent
+
+
+def test_silent_markets_one_after_another_do_not_hammer_the_venue() -> None:
+    markets = tuple(f"KRW-{number:02}" for number in range(10))
+    rhythm = RhythmSettings(floor_s=20, samples=8, watched=2)
+    driver = Driver(
+        venue=make_venue(heartbeat=Heartbeat(ping_every_s=1e6)),
+        subscription=make_subscription(*markets),
+        settings=SessionSettings(rhythm=rhythm, silent_after_s=1e6, ask_again_every_s=10.0),
+    )
+    driver.open()
+    sent = []
+    for step in range(1500):  # one market more stops every 3 s, from 60 s on
+        stopped = max(0, (step - 600) // 30)
+        for market in markets[: max(1, len(markets) - stopped)]:
+            driver.frame(0, market)
+        driver.after(0.1)
+        sent += [driver.now_ns for text in texts(driver.tick()) if text.startswith("SUB")]
+    assert len(driver.session.silent) == 9
+    gaps = [later - earlier for earlier, later in pairwise(sent)]
+    assert 2 <= len(gaps) <= 5
+    assert min(gaps) >= 10 * S
+
+
+def test_a_market_that_is_still_silent_at_the_stop_has_its_gap_end_there() -> None:
+    driver = market_driver()
+    last_ns = driver.session.markets["KRW-ETH"]
+    go_on(driver, 60)
+    driver.take(driver.session.stop(driver.now_ns))
+    close, gap = driver.lost(ConnectionEnd(1000))
+    assert close.kind is Kind.CLOSE
+    assert gap.fields == GapFields(last_ns, driver.now_ns, "market_silence", ("KRW-ETH",))
+
+
+def test_a_silent_market_stays_so_over_a_reconnection() -> None:
+    driver = market_driver()
+    last_ns = driver.session.markets["KRW-ETH"]
+    go_on(driver, 60)
+    driver.lost()
+    driver.tick(60)
+    driver.opened()
+    driver.frame(1)
+    assert driver.records()[-1].fields.cause == "disconnect"
+    assert set(driver.session.silent) == {"KRW-ETH"}
+    driver.after(1)
+    (gap,) = driver.take(driver.session.speaks("KRW-ETH", driver.now_ns))
+    assert gap.fields == GapFields(last_ns, driver.now_ns, "market_silence", ("KRW-ETH",))
+
+
+def test_unsubscribing_a_silent_market_ends_its_gap() -> None:
+    driver = market_driver()
+    go_on(driver, 60)
+    actions = driver.take(driver.session.subscribe(make_subscription("KRW-BTC"), driver.now_ns))
+    assert [action.fields.cause for action in actions if isinstance(action, WriteRecord)] == ["market_silence"]
+    assert not driver.session.silent
+
+
+def test_heartbeats_are_not_the_stream_going_on() -> None:
+    driver = market_driver()
+    for _ in range(55):
+        driver.frame(1, market=None)
+        driver.tick()
+    assert not driver.session.silent
+
+
+# ---------------------------------------------------------------- which markets a gap names
+
+
+def test_a_gap_names_what_was_subscribed_when_it_began_and_what_was_added_since() -> None:
+    driver = Driver()
+    driver.open()
+    driver.frame(1)
+    driver.lost()
+    driver.take(driver.session.subscribe(make_subscription("KRW-XRP", "KRW-BTC"), driver.now_ns))
+    driver.tick(60)
+    driver.opened()
+    (gap,) = driver.frame(1)
+    assert gap.fields.markets == (*MARKETS, "KRW-XRP")
+
+
+@pytest.mark.parametrize(("count", "named"), [(MARKETS_NAMED_MAX, MARKETS_NAMED_MAX), (MARKETS_NAMED_MAX + 1, 0)])
+def test_a_gap_of_more_markets_than_a_record_names_is_of_all(count: int, named: int) -> None:
+    driver = Driver(subscription=make_subscription(*(f"KRW-{number}" for number in range(count))))
+    driver.open()
+    driver.frame(1)
+    driver.lost()
+    driver.tick(60)
+    driver.opened()
+    (gap,) = driver.frame(1)
+    assert len(gap.fields.markets) == named
+
+
+def test_repeated_names_are_named_once() -> None:
+    driver = Driver(subscription=make_subscription("KRW-BTC", "KRW-BTC"), down_since_ns=START_NS - S)
+    driver.open()
+    (gap,) = driver.frame(1)
+    assert gap.fields.markets == ("KRW-BTC",)
+
+
 # ---------------------------------------------------------------- stopping
 
 
@@ -493,7 +659,7 @@ def test_stop_while_away_ends_the_gap_there() -> None:
     driver.lost()
     driver.after(2)
     assert driver.take(driver.session.stop(driver.now_ns)) == [
-        WriteRecord(Kind.GAP, driver.now_ns, GapFields(last_ns, driver.now_ns, "disconnect"))
+        WriteRecord(Kind.GAP, driver.now_ns, GapFields(last_ns, driver.now_ns, "disconnect", MARKETS))
     ]
     assert driver.session.finished
 
@@ -546,7 +712,7 @@ def test_stop_while_a_dead_connection_is_closing() -> None:
     assert driver.take(driver.session.stop(driver.now_ns)) == []
     close, gap = driver.lost()
     assert close.fields.cause == "silence"
-    assert gap.fields == GapFields(last_ns, driver.now_ns, "silence")
+    assert gap.fields == GapFields(last_ns, driver.now_ns, "silence", MARKETS)
     assert driver.session.finished
 
 
