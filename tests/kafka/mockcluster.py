@@ -64,6 +64,17 @@ class MockCluster:
         """All answers of a broker take this long."""
         assert self._library.rd_kafka_mock_broker_set_rtt(self._cluster, ctypes.c_int32(broker), delay_ms) == 0
 
+    def set_leader(self, topic: str, partition: int, broker: int) -> None:
+        """-1: the partition has no leader."""
+        name, cluster = topic.encode(), self._cluster
+        assert self._library.rd_kafka_mock_partition_set_leader(cluster, name, partition, ctypes.c_int32(broker)) == 0
+
+    def advertise(self, port: int, broker: int = 1) -> None:
+        """The metadata say that this broker is at another port of 127.0.0.1; it stays where it is."""
+        self._library.rd_kafka_mock_broker_set_host_port(
+            self._cluster, ctypes.c_int32(broker), b"127.0.0.1", ctypes.c_int(port)
+        )
+
     def down(self, broker: int = 1) -> None:
         assert self._library.rd_kafka_mock_broker_set_down(self._cluster, ctypes.c_int32(broker)) == 0
 
