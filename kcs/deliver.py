@@ -34,7 +34,7 @@ from kcs.capture.osfile import assert_not_locked
 from kcs.capture.reader import CaptureReader, RawRecord
 from kcs.clock import NS_PER_MS, NS_PER_S, Clock
 from kcs.destination import channels_of, check_cluster, check_file, settings_of
-from kcs.errors import CaptureError, KafkaError, UndeliverableError
+from kcs.errors import CaptureError, CaptureWriteError, KafkaError, UndeliverableError
 from kcs.exchanges import venue
 from kcs.kafka import marks as kafka_marks
 from kcs.kafka.link import Connect, connect
@@ -42,6 +42,7 @@ from kcs.kafka.marks import Extent, Marks
 from kcs.kafka.resume import ResumingSink
 from kcs.kafka.settings import KafkaSettings
 from kcs.kafka.sink import KafkaSink
+from kcs.kafka.tally import Delivery
 from kcs.live.receipt import (
     Claim,
     DeliveryFile,
@@ -74,7 +75,8 @@ class Delivered:
     `ledger` is that of the whole capture, however much was there before: its `acked` includes `already`, the records
     found in Kafka; its `unread` are records that the damaged file holds no more. `orphans`: records in Kafka with frame
     numbers at or beyond the capture's end. `missing` None: the capture is whole. `stopped`: it was told to stop before
-    all was delivered. `receipt` None: it was stopped, records are in flight, or the file is a `.partial`.
+    all was delivered. `receipt` None: it was stopped, records are in flight, the file is a `.partial`, or the disk
+    refused the receipt (`unreceipted`): then the next delivery finds nothing to send and writes it.
     """
 
     path: Path
@@ -87,6 +89,7 @@ class Delivered:
     digest: str | None
     missing: Missing | None
     receipt: Path | None
+    unreceipted: CaptureWriteError | None
     stopped: bool
     seconds: float
 
@@ -94,16 +97,6 @@ class Delivered:
     def complete(self) -> bool:
         """All that the capture holds is in Kafka."""
         return not self.stopped and self.ledger.acked == self.ledger.produced
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """A `DeliveryState` of all of a capture."""
-
-    produced: int
-    acked: int
-    failed: int
-    offsets: Mapping[str, Mapping[int, tuple[int, int]]]
 
 
 class _Stopped(Exception):
@@ -180,6 +173,8 @@ def described(done: Delivered) -> str:
         text += f"; {ledger.failed:,} failed"
     if done.missing is not None:
         text += "; the capture is not whole"
+    if done.unreceipted is not None:
+        text += f"; no receipt: {done.unreceipted.what}"
     if done.stopped or ledger.in_flight:
         text += "; stopped before the end, the next start goes on"
     return text
@@ -323,7 +318,7 @@ class _Job:
         self, pipeline: Pipeline | None, sink: KafkaSink, already: int, found: Marks, stopped: bool, started_ns: int
     ) -> Delivered:
         """Count, and say in the receipt that nothing is left, if nothing is."""
-        missing = extents = receipt = None
+        missing = extents = receipt = unreceipted = None
         settled = pipeline is not None and not stopped and not self.ledger.in_flight
         if settled:
             end = self.reader.next_number if self.reader.next_number is not None else self.next_number
@@ -334,7 +329,10 @@ class _Job:
         orphans = sum(extent.orphans for extent in (extents or {}).values())
         digest = pipeline.digest() if settled and pipeline is not None and missing is None else None
         if settled and not self.path.name.endswith(PARTIAL):
-            receipt = self._write_receipt(sink, digest, extents or {}, orphans, missing)
+            try:
+                receipt = self._write_receipt(sink, digest, extents or {}, orphans, missing)
+            except CaptureWriteError as error:
+                unreceipted = error
         return Delivered(
             path=self.path,
             capture_id=self.header.capture_id,
@@ -346,6 +344,7 @@ class _Job:
             digest=digest,
             missing=missing,
             receipt=receipt,
+            unreceipted=unreceipted,
             stopped=not settled,
             seconds=(self.clock.monotonic_ns() - started_ns) / NS_PER_S,
         )
@@ -364,7 +363,7 @@ class _Job:
                 _, last = offsets.get(topic, {}).get(partition, (0, extent.last))
                 offsets.setdefault(topic, {})[partition] = (extent.first, last)
         ledger = self.ledger
-        state = _State(ledger.produced, ledger.acked, ledger.failed, offsets)
+        state = Delivery(self.header.capture_id, ledger.produced, ledger.acked, ledger.failed, offsets)
         return write_receipt(
             self.path,
             self.header.capture_id,

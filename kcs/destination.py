@@ -14,6 +14,7 @@ from typing import Final
 
 from kcs.capture.format import CaptureHeader
 from kcs.errors import ConfigError, UndeliverableError
+from kcs.exchanges import VENUES
 from kcs.kafka import topics
 from kcs.kafka.settings import REPLAY_BUFFER_BYTES, KafkaSettings, topic_name
 from kcs.live.receipt import DeliveryFile, delivery_path
@@ -29,6 +30,9 @@ def check_file(path: Path, header: CaptureHeader, delivery: DeliveryFile) -> Non
     if delivery.capture != header.capture_id.hex():
         what = f"it is about capture {delivery.capture}, not {header.capture_id.hex()}"
         raise UndeliverableError(what, where=where, remedy="put the right one beside the capture")
+    if header.exchange not in VENUES:
+        what = f"its exchange {header.exchange!r} is none that this kcs knows"
+        raise UndeliverableError(what, where=str(path), remedy="kcs exchanges lists them")
     if not delivery.headers:
         what = "its records carry no positions (headers were off), so nobody can tell what is in Kafka already"
         raise UndeliverableError(what, where=str(path), remedy=_REPLAY)

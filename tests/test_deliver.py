@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kcs import deliver as module
+from kcs import destination
 from kcs.capture.leftover import seal_in_place
 from kcs.clock import VirtualClock
 from kcs.deliver import Delivered, deliver, deliver_all, described
-from kcs.errors import CaptureBusyError, CaptureError, KafkaError, UndeliverableError
+from kcs.errors import CaptureBusyError, CaptureError, CaptureWriteError, KafkaError, UndeliverableError
 from kcs.kafka import marks, topics
 from kcs.kafka.batch import BatchRecord
 from kcs.kafka.partition import partition_of
@@ -438,9 +439,13 @@ def refused(broker: Broker, path: Path) -> str:
     return str(caught.value)
 
 
-def test_refusals_say_what_and_what_to_do(broker: Broker, path: Path) -> None:
+def test_refusals_say_what_and_what_to_do(broker: Broker, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin_delivery(path, COUNTS, headers=False)
     assert "headers were off" in refused(broker, path)
+    with monkeypatch.context() as patched:
+        patched.setattr(destination, "VENUES", {})
+        begin_delivery(path, COUNTS)
+        assert "exchange 'upbit' is none that this kcs knows" in refused(broker, path)
     begin_delivery(path, COUNTS, cluster="another")
     said = refused(broker, path)
     assert "cluster another" in said
@@ -601,6 +606,23 @@ def test_a_broker_that_goes_away_raises_and_the_next_run_goes_on(
     assert not receipt_path(path).exists()
     done = run(broker, path)
     assert done.already == 600
+    assert broker.holds() == made_by(path, COUNTS)
+
+
+def test_a_disk_that_takes_no_receipt_is_told_and_the_next_delivery_writes_it(
+    broker: Broker, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Path:
+        raise CaptureWriteError("cannot write it: the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_receipt", full)
+        done = run(broker, path)
+    assert (done.receipt, done.complete) == (None, True)
+    assert "no receipt: cannot write it: the disk is full" in described(done)
+    done = run(broker, path)
+    assert done.already == 600
+    assert done.receipt == receipt_path(path)
     assert broker.holds() == made_by(path, COUNTS)
 
 

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capture": {"errors", "clock", "model"},
     "kafka": {"errors", "clock", "sink", "stats"},
     "live": {"errors", "clock", "model", "sink", "stats", "pipeline", "exchanges", "capture"},
-    "destination": {"errors", "model", "sink", "capture", "kafka", "live"},
+    "destination": {"errors", "model", "sink", "exchanges", "capture", "kafka", "live"},
     "deliver": {"errors", "clock", "sink", "stats", "pipeline", "exchanges", "capture", "kafka", "live"}
     | {"destination"},
     "replay": {"errors", "clock", "model", "sink", "stats", "pipeline", "exchanges", "capture"},

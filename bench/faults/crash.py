@@ -5,10 +5,10 @@
 
 A simulated venue sends; `kcs live` takes it into a real Kafka (three partitions a topic), is killed, started again,
 and so on: some kills come while it starts, some soon after it is connected, when it seals, settles, delivers what it
-finds and catches up, some when it delivers directly. Every other run rotates its file each 700 ms, so that seals are hit
-too. A last run goes on until nothing is owed and ends cleanly. Then every capture is put through a pipeline of its own
-and compared record by record with what the topics hold (tests/e2e/crashing.py), and `kcs verify --topic` has to say the
-same. Prints a line for each crash, then the table.
+finds and catches up, some when it delivers directly. Every other run rotates its file each 700 ms, so that seals are
+hit too. A last run goes on until nothing is owed and ends cleanly. Then every capture is put through a pipeline of its
+own and compared record by record with what the topics hold (tests/e2e/crashing.py), and `kcs verify --topic` has to say
+the same. Prints a line for each crash, then the table.
 """
 
 from __future__ import annotations

@@ -273,6 +273,8 @@ def _rows(outcome: _Outcome) -> list[tuple[str, str]]:
         rows.append(("digest", done.digest))
     if done.receipt is not None:
         rows.append(("receipt", str(done.receipt)))
+    elif done.unreceipted is not None:
+        rows.append(("receipt", f"none, all is delivered all the same: {done.unreceipted}"))
     elif not done.stopped:
         rows.append(("receipt", "none: it could not be sealed; run this again when that is cured"))
     if done.orphans:
