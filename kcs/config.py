@@ -173,6 +173,8 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
                 layer[key] = msgspec.convert(text, kind, strict=False)
             except msgspec.ValidationError as error:
                 raise ConfigError(f"bad value: {error}", where=name) from None
+            except UnicodeEncodeError:
+                raise ConfigError("bad value: it is not UTF-8", where=name) from None
     return layer
 
 

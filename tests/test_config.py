@@ -58,6 +58,13 @@ def test_an_unknown_key_is_an_error_with_a_suggestion(tmp_path: Path, file: str,
         load({}, environ)
 
 
+@pytest.mark.parametrize("name", ["KCS_PARTITIONS", "KCS_FSYNC", "KCS_DEPTH"])
+@pytest.mark.parametrize("text", ["three", "3\udcff", ""])
+def test_a_bad_value_in_the_environment_is_an_error_that_names_it(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load({}, {name: text})
+
+
 @pytest.mark.parametrize("file", ['partitions = "three"', "market = 5", "[broken"])
 def test_a_bad_value_is_an_error_that_names_the_file(tmp_path: Path, file: str) -> None:
     (tmp_path / "kcs.toml").write_text(file)

@@ -54,6 +54,8 @@ class CaptureTail:
         try:
             while True:
                 for batch in self._batches:
+                    if not batch:
+                        continue  # nothing but ancillary records
                     found = batch if batch[0][0] >= self.number else [r for r in batch if r[0] >= self.number]
                     if found:
                         self._expect(found[0][0])

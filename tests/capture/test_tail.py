@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kcs.capture.output import making as tool
 from kcs.capture.reader import CaptureReader, RawRecord
+from kcs.capture.records import encode_records
 from kcs.capture.tail import CaptureTail
 from kcs.capture.writer import CaptureWriter
 from kcs.errors import DamagedCaptureError
@@ -169,3 +171,17 @@ def test_a_hole_and_another_capture_are_errors(tmp_path: Path) -> None:
         other.read()
     other.close()
     out.close(START_NS)
+
+
+def test_a_chunk_of_nothing_but_ancillary_records_is_an_error_and_no_defect(tmp_path: Path) -> None:
+    """Kinds of a later version, which this one passes over, have numbers: what follows them does not fit."""
+    path = tmp_path / "a.zst"
+    with tool(path, making.header()) as file:
+        content = encode_records([(200, 1, START_NS, b"later")])
+        file.write_content(0, 1, content, START_NS, START_NS)
+        file.write(1, [(int(Kind.TEXT), 1, START_NS, b"x")])
+        file.seal()
+    tail = CaptureTail(path, making.header().capture_id)
+    with pytest.raises(DamagedCaptureError, match="record 0 is missing"):
+        tail.read()
+    tail.close()
