@@ -29,6 +29,7 @@ from kcs.clock import NS_PER_S, Clock
 from kcs.errors import CaptureWriteError, KcsError, LedgerError
 from kcs.exchanges.base import Subscription, Venue
 from kcs.live.backoff import ConnectPace
+from kcs.live.lane import Lanes, StreamResult
 from kcs.live.previous import last_record_ns
 from kcs.live.receipt import DeliveryInfo
 from kcs.live.recorder import CaptureResult, Lag, Recorder
@@ -49,16 +50,17 @@ Prepare = Callable[[], Awaitable[DeliveryInfo | None]]
 
 @dataclass(frozen=True, slots=True)
 class CollectorSettings:
-    """What a run needs besides venue, sink and clock. One stream per subscription, numbered from 0."""
+    """What a run needs besides venue, sink and clock. `connections`: how many for each subscription (lane.py)."""
 
     directory: Path
     subscriptions: tuple[Subscription, ...]
+    connections: int = 1
     url: str | None = None
     writer: WriterSettings = field(default_factory=WriterSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     transport: TransportSettings = field(default_factory=TransportSettings)
     options: Mapping[str, Any] = field(default_factory=dict)
-    """More options for the capture's header, beside channels, markets, format and depth."""
+    """More options for the capture's header, beside channels, markets, format, depth and connections."""
     duration_s: float | None = None
     drain_s: float = 10.0
     tick_s: float = 0.05
@@ -85,6 +87,8 @@ class CollectorResult:
     """False when delivery is behind, records were still in flight after `drain_s`, or the sink broke down."""
     gaps: int
     reconnects: int
+    """Connections made after one was lost; planned renewals are none."""
+    streams: tuple[StreamResult, ...]
     connect_failures: Mapping[str, int]
     silent_markets: tuple[str, ...]
     rtt_ns: int | None
@@ -126,7 +130,9 @@ class Collector:
         self._prepare = prepare
         self._pipeline = Pipeline(venue.name, venue.adapter(), NullSink() if prepare else sink, Ledger())
         self._recorder: Recorder | None = None
-        self._slots: list[Slot] = []
+        self._pace = ConnectPace(venue.limits.connects_per_s)
+        self._down_since_ns: int | None = None
+        self._lanes = Lanes(self._new_slot, venue.limits, rng, log)
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
         self._all_finished = asyncio.Event()
@@ -161,11 +167,15 @@ class Collector:
     @property
     def sessions(self) -> tuple[Session, ...]:
         """For progress displays and tests."""
-        return tuple(slot.session for slot in self._slots)
+        return self._lanes.sessions
 
-    def subscribe(self, stream: int, subscription: Subscription) -> None:
-        """Change what a stream delivers: the full new list goes out as the venue's limits allow."""
-        self._slots[stream].subscribe(subscription, self._clock.now_ns())
+    def subscribe(self, index: int, subscription: Subscription) -> None:
+        """Replace a subscription, by its place in the settings: the full new list goes out as the limits allow."""
+        self._lanes.subscribe(index, subscription, self._clock.now_ns())
+
+    def renew(self) -> None:
+        """Replace every connection, the new ones first. Call on the loop's thread."""
+        self._lanes.renew(self._clock.now_ns())
 
     async def run(self) -> CollectorResult:
         """The whole run."""
@@ -178,8 +188,7 @@ class Collector:
             self._delivering.add_done_callback(self._task_ended)
         timer = self._arm_duration()
         try:
-            for slot in self._slots:
-                slot.start(self._clock.now_ns())
+            self._lanes.start(self._clock.now_ns())
             await self._stop.wait()
         finally:
             if timer is not None:
@@ -191,11 +200,9 @@ class Collector:
 
     def tick(self, recorder: Recorder, now_ns: int) -> None:
         """One beat: timers of the sessions, rotation, then the recorder's own, and delivery where it is behind."""
-        for slot in self._slots:
-            slot.tick(now_ns)
+        self._lanes.tick(now_ns)
         if recorder.rotation_due(now_ns):
-            opens = [(s.stream, s.session.continued()) for s in self._slots if s.session.is_open]
-            recorder.rotate(now_ns, opens)
+            recorder.rotate(now_ns, self._lanes.continued())
         recorder.tick(now_ns)
         self._hold(recorder)
         if recorder.failure is not None:
@@ -206,7 +213,7 @@ class Collector:
 
     def _begin(self, now_ns: int) -> Recorder:
         settings, venue = self.settings, self.venue
-        down_since_ns = last_record_ns(settings.directory, venue.name)
+        self._down_since_ns = last_record_ns(settings.directory, venue.name)
         loop = asyncio.get_running_loop()
 
         def on_error(error: CaptureWriteError) -> None:
@@ -236,31 +243,31 @@ class Collector:
         if self._prepare is not None:
             recorder.hold("the sink is not ready yet")
         recorder.begin(now_ns)
-        pace = ConnectPace(venue.limits.connects_per_s)
-        for stream, subscription in enumerate(settings.subscriptions):
-            session = Session(
-                venue,
-                subscription,
-                self._rng,
-                stream=stream,
-                url=self._shown_url,
-                settings=settings.session,
-                pace=pace,
-                down_since_ns=down_since_ns,
-            )
-            self._slots.append(
-                Slot(
-                    session,
-                    recorder,
-                    self._pipeline,
-                    self._dial,
-                    self._clock,
-                    self._log,
-                    self._crashed,
-                    self._slot_finished,
-                )
-            )
+        self._lanes.begin(settings.subscriptions, settings.connections)
         return recorder
+
+    def _new_slot(self, stream: int, subscription: Subscription, first: bool) -> Slot:
+        assert self._recorder is not None, "slots are made once there is a recorder"
+        session = Session(
+            self.venue,
+            subscription,
+            self._rng,
+            stream=stream,
+            url=self._shown_url,
+            settings=self.settings.session,
+            pace=self._pace,
+            down_since_ns=self._down_since_ns if first else None,
+        )
+        return Slot(
+            session,
+            self._recorder,
+            self._pipeline,
+            self._dial,
+            self._clock,
+            self._log,
+            self._crashed,
+            self._slot_finished,
+        )
 
     def _header(self, now_ns: int) -> CaptureHeader:
         subscriptions = self.settings.subscriptions
@@ -278,6 +285,7 @@ class Collector:
                 "markets": list(dict.fromkeys(name for s in subscriptions for name in s.markets)),
                 "format": first.format,
                 "depth": first.depth,
+                **({"connections": self.settings.connections} if self.settings.connections > 1 else {}),
                 **self.settings.options,
             },
         )
@@ -313,8 +321,7 @@ class Collector:
     def _hold(self, recorder: Recorder) -> None:
         """While the disk is far behind, the sockets are not read and TCP makes the venue wait; nothing is given up."""
         held = recorder.congested
-        for slot in self._slots:
-            slot.hold(held)
+        self._lanes.hold(held)
         if held and not self._told_held:
             self._told_held = True
             self._log("warning", "the capture is slower than the venue: reading waits for the disk")
@@ -335,7 +342,7 @@ class Collector:
         self._end("defect")
 
     def _slot_finished(self) -> None:
-        if all(slot.session.finished for slot in self._slots):
+        if self._lanes.finished:
             self._all_finished.set()
 
     def _end(self, stopped_by: str) -> None:
@@ -366,13 +373,10 @@ class Collector:
         return sealed
 
     async def _close_connections(self) -> None:
-        now_ns = self._clock.now_ns()
-        for slot in self._slots:
-            slot.stop(now_ns)
+        self._lanes.stop(self._clock.now_ns())
         # The transport cuts a peer that does not answer after `close_within_s`; this bound is for a peer's flood.
         await self._unless_forced(self._all_finished.wait(), self.settings.transport.close_within_s + 1.0)
-        for slot in self._slots:
-            slot.abort()
+        self._lanes.abort()
         await self._unless_forced(self._all_finished.wait(), 1.0, force=False)
 
     async def _seal(self, recorder: Recorder, now_ns: int) -> list[SealedCapture]:
@@ -434,7 +438,8 @@ class Collector:
             catch_ups=recorder.catch_ups,
             drained=self._drained,
             gaps=sum(session.gaps for session in sessions),
-            reconnects=sum(max(0, session.opens - 1) for session in sessions),
+            reconnects=sum(session.reconnects for session in sessions),
+            streams=self._lanes.results(),
             connect_failures=failures,
             silent_markets=tuple(name for name in silent if name not in spoken),
             rtt_ns=max((s.rtt_ns for s in sessions if s.rtt_ns is not None), default=None),

@@ -310,7 +310,7 @@ class Session:
             return NEVER_NS
         silence_ns = self.last_data_ns + self._quiet.most_ns
         alive_ns = min(self._pinger.next_due_ns, self._outbox.next_due_ns)
-        return min(alive_ns, silence_ns, self._hearing.next_due_ns, self._silent_due_ns())
+        return min(alive_ns, silence_ns, self._look_due_ns(), self._silent_due_ns())
 
     def tick(self, now_ns: int) -> Sequence[Action]:
         """Do what is due. Calling it early or often does no harm."""
@@ -327,7 +327,7 @@ class Session:
             self._quiet.spent(self.last_data_ns - self._opened_ns)
             return self._close("silence", CLOSE_GOING_AWAY, "no data")
         actions: list[Action] = []
-        if now_ns >= self._hearing.next_due_ns:
+        if now_ns >= self._look_due_ns():
             actions += self._look(now_ns)
         text = self._outbox.due(now_ns)
         if text is not None:
@@ -422,6 +422,9 @@ class Session:
             for twin in self.twins:
                 twin._gap.forget(cause)
         return actions
+
+    def _look_due_ns(self) -> int:
+        return NEVER_NS if self._trial else self._hearing.next_due_ns
 
     def _silent_due_ns(self) -> int:
         since_ns = self._outbox.subscribed_ns
