@@ -198,7 +198,8 @@ async def _ours(
     async with contextlib.aclosing(read_ranges(settings, consumer, {tp: (low, high)})) as records:
         async for record in records:
             for name, content in record.headers:
-                if name == HEADER_NAME and len(content) == _HEADER_BYTES and content[:_ID_END] == capture_id:
+                ours = name == HEADER_NAME and content is not None and len(content) == _HEADER_BYTES
+                if ours and content[:_ID_END] == capture_id:
                     yield Mark(content[_ID_END:], record.offset)
 
 
