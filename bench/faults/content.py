@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
 
@@ -138,8 +138,8 @@ def produced(
 
 def position(message: Message) -> tuple[bytes, int]:
     """(capture id, frame number) of a record; (b"", -1) where there is none."""
-    for name, value in message.headers() or ():
-        if name == "kcs" and isinstance(value, bytes):
+    for name, value in cast("list[tuple[str, bytes]]", message.headers() or []):
+        if name == "kcs":
             return value[:8], POSITION.unpack(value[8:])[0]
     return b"", -1
 
