@@ -198,7 +198,7 @@ async def _ours(
     async with contextlib.aclosing(read_ranges(settings, consumer, {tp: (low, high)})) as records:
         async for record in records:
             for name, content in record.headers:
-                ours = name == HEADER_NAME and content is not None and len(content) == _HEADER_BYTES
+                ours = name == HEADER_NAME and content and len(content) == _HEADER_BYTES  # others may write a null
                 if ours and content[:_ID_END] == capture_id:
                     yield Mark(content[_ID_END:], record.offset)
 
