@@ -36,7 +36,6 @@ _STATE = int(Kind.STATE)
 
 LATE_NS: Final = 100 * NS_PER_MS
 """A loop that is later than this has more to do than it can: capturing goes first."""
-_CALM_S: Final = 0.05
 _DISK_S: Final = 0.005
 _FAULT_S: Final = 1.0
 _TOLD_AFTER_NS: Final = NS_PER_S
@@ -205,8 +204,6 @@ class Recorder:
                 if self.failure is not None and self._files[-1].ended is not None:
                     return
                 await asyncio.sleep(_DISK_S)
-            elif state is State.MET and self._late:
-                await asyncio.sleep(_CALM_S)
             elif state is State.MET:
                 self._meet(follower)
             else:

@@ -257,23 +257,6 @@ def test_a_late_loop_captures_first(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_loop_that_stays_late_does_not_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> None:
-        rig, tap = Rig(tmp_path, sink=TestSink()), Tap()
-        stay_late, lateness = True, Recorder.late
-        monkeypatch.setattr(Recorder, "late", lambda self, ns: lateness(self, 10**9 if stay_late else ns))
-        async with rig.serving(tap.script):
-            rig.start()
-            await tap.send(rig, 40)
-            await until(lambda: len(prices(rig.sink)) == 40)
-            assert rig.collector.lag is not None, "everything is delivered, but there is no calm yet"
-            stay_late = False
-            await until(lambda: rig.collector.lag is None)
-            await rig.stop()
-
-    asyncio.run(run())
-
-
 def test_a_partition_that_cannot_go_on_is_named_once_and_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,8 +392,15 @@ def test_two_that_do_not_agree_are_a_defect(tmp_path: Path, monkeypatch: pytest.
     asyncio.run(run())
 
 
-def test_a_turn_of_the_loop_feeds_a_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("late_ns", "most"), [(0, follower_module.SLICE_RECORDS), (10**9, follower_module.SLICE_RECORDS_LATE)]
+)
+def test_a_turn_of_the_loop_feeds_a_slice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late_ns: int, most: int
+) -> None:
     async def run() -> None:
+        lateness = Recorder.late
+        monkeypatch.setattr(Recorder, "late", lambda self, _: lateness(self, late_ns))
         rig, tap, slices = Rig(tmp_path, sink=TestSink()), Tap(), list[int]()
         step = follower_module.Follower.step
 
@@ -429,7 +419,7 @@ def test_a_turn_of_the_loop_feeds_a_slice(tmp_path: Path, monkeypatch: pytest.Mo
             rig.sink.full = False
             await until(lambda: rig.collector.lag is None)
             await rig.stop()
-        assert max(slices) == follower_module.SLICE_RECORDS
+        assert max(slices) == most
         assert sum(slices) == 500
 
     asyncio.run(run())
