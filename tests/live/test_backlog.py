@@ -131,7 +131,7 @@ def test_what_cannot_be_sealed_stays_and_is_told(tmp_path: Path, monkeypatch: py
 def test_oldest_first_by_time_then_by_sequence_sealed_or_not(tmp_path: Path) -> None:
     third = left(tmp_path, 1, created_ns=START_NS + SECOND, sequence=2)
     second = left(tmp_path, 9, created_ns=START_NS + SECOND, sequence=1, sealed=False)
-    first = left(tmp_path, 5, created_ns=START_NS)
+    first = left(tmp_path, 5, created_ns=START_NS, sequence=7)
     log = Log()
     assert found(tmp_path, log) == [first, second, third]
     assert log.lines == []
