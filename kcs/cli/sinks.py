@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -37,10 +38,10 @@ def warned(kind: str, config: Config, *, urls: Iterable[str] = (), argv: Sequenc
         found += warnings(KafkaSettings(config.bootstrap or "localhost", properties=config.kafka))
     given = sys.argv if argv is None else argv
     found += [
-        f"A PASSWORD IS ON THE COMMAND LINE ({name}), where every user of this machine can read it: set"
-        f" KCS_KAFKA_{name.upper().replace('.', '_')} instead"
+        f"A PASSWORD IS ON THE COMMAND LINE ({name}), where every user of this machine can read it: write"
+        f" {name}=@FILE (chmod 600), or set KCS_KAFKA_{name.upper().replace('.', '_')}"
         for name in _PASSWORDS
-        if any(f"{name}=" in argument.replace(" ", "") for argument in given)
+        if any(re.search(rf"{re.escape(name)}=(?!@[^@])", argument.replace(" ", "")) for argument in given)
     ]
     for text in found:
         say(f"kcs: WARNING: {text}")

@@ -11,6 +11,8 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
+OURS: Final = "kcs.kafka.retries"
+"""Of its lines each place, their first argument, has its own turn."""
 _PAUSE_MIN_S: Final = 5.0
 _PAUSE_MAX_S: Final = 60.0
 _FORGET_S: Final = 120.0
@@ -23,7 +25,7 @@ _LOGGERS: Final = (
     "aiokafka.consumer.fetcher",
     "aiokafka.producer.producer",
     "aiokafka.producer.sender",
-    "kcs.kafka.retries",
+    OURS,
 )
 
 
@@ -46,11 +48,12 @@ class Repeats(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         template, now_s = str(record.msg), record.created
-        line = self._lines.get(template)
+        what = f"{template} {next(iter(record.args))}" if record.name == OURS and record.args else template
+        line = self._lines.get(what)
         if line is None or now_s - line.seen_s > _FORGET_S:
             if len(self._lines) >= _LINES_MAX:
                 self._lines.clear()
-            self._lines[template] = _Line(now_s + _PAUSE_MIN_S, _PAUSE_MIN_S, now_s)
+            self._lines[what] = _Line(now_s + _PAUSE_MIN_S, _PAUSE_MIN_S, now_s)
             return True
         line.seen_s = now_s
         if now_s < line.next_s:

@@ -16,6 +16,7 @@ from kcs.errors import KafkaError, KafkaUnreachableError
 from kcs.kafka.batch import BATCH_BYTES_MIN, Batch
 from kcs.kafka.failures import Verdict, named, remedy_of, too_large, verdict_of, was_judged
 from kcs.kafka.marks import POSITION_ORDER, read_mark
+from kcs.kafka.quiet import OURS
 from kcs.kafka.settings import retry_pause_s
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _PAUSE_MAX_S: Final = 2.0
 _ALONE_ATTEMPTS: Final = 3
 """How often a record that the broker fails on, for a reason not known to be its content, is sent alone."""
 _log = logging.getLogger("kcs.kafka")
-_retries = logging.getLogger("kcs.kafka.retries")
+_retries = logging.getLogger(OURS)
 """Thinned out (`kcs.kafka.quiet`): what repeats itself while a broker is away."""
 
 

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from string import Formatter
 from typing import Any, Final
 
@@ -26,6 +27,9 @@ SYSTEM_CHANNELS: Final = ("gap", "reject")
 """Channels that every run may produce besides those subscribed to."""
 
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]+")
+SECRETS: Final = ("sasl.password", "ssl.key.password")
+"""Properties whose value is a password, or `@FILE` with one; the file is read again for each new connection."""
+_SECRET_BYTES_MAX: Final = 64 * 1024
 _PLACEHOLDERS: Final = ("channel", "exchange")
 _LOOPBACK: Final = {"localhost", "127.0.0.1", "::1"}
 _BATCH_BYTES_MIN: Final = 1024
@@ -173,13 +177,44 @@ def _mechanism(text: str) -> str:
     return text.upper()
 
 
+def _secret(text: str) -> str:
+    """A password: `@/path/of/a/file` is that file's content, `@@...` one that begins with an @."""
+    if text.startswith("@@"):
+        return text[1:]
+    if not text.startswith("@"):
+        return text
+    path = Path(text[1:]).expanduser()
+    try:
+        if not path.is_file():  # a pipe or a device would never end, or be empty the second time
+            raise ConfigError("it is no regular file", where=str(path), remedy="chmod 600 FILE with the password in it")
+        with path.open("rb") as stream:
+            content = stream.read(_SECRET_BYTES_MAX + 1).decode()
+    except OSError as error:
+        raise ConfigError(f"the password cannot be read: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise ConfigError("the password is not UTF-8", where=str(path)) from None
+    password = content.removesuffix("\n").removesuffix("\r")
+    if not password or len(content) > _SECRET_BYTES_MAX:
+        raise ConfigError(
+            "there is no password in it" if not password else "it is too large for a password", where=str(path)
+        )
+    return password
+
+
+def _readable_by_others(settings: KafkaSettings) -> list[str]:
+    """Files with passwords that any user of the machine may read."""
+    texts = [settings.properties.get(name, "") for name in SECRETS]
+    paths = [Path(text[1:]).expanduser() for text in texts if text.startswith("@") and not text.startswith("@@")]
+    return [str(path) for path in paths if path.is_file() and path.stat().st_mode & 0o004]
+
+
 _CLIENT: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "client.id": ("client_id", str),
     "security.protocol": ("security_protocol", _protocol),
     "sasl.mechanism": ("sasl_mechanism", _mechanism),
     "sasl.mechanisms": ("sasl_mechanism", _mechanism),
     "sasl.username": ("sasl_plain_username", str),
-    "sasl.password": ("sasl_plain_password", str),
+    "sasl.password": ("sasl_plain_password", _secret),
     "sasl.kerberos.service.name": ("sasl_kerberos_service_name", str),
     "request.timeout.ms": ("request_timeout_ms", _number),
     "socket.timeout.ms": ("request_timeout_ms", _number),
@@ -196,7 +231,7 @@ _TLS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "ssl.ca.location": ("ca", str),
     "ssl.certificate.location": ("certificate", str),
     "ssl.key.location": ("key", str),
-    "ssl.key.password": ("password", str),
+    "ssl.key.password": ("password", _secret),
     "ssl.endpoint.identification.algorithm": ("identify", lambda text: {"https": True, "none": False}[text.lower()]),
     "enable.ssl.certificate.verification": ("verify", _flag),
 }
@@ -253,6 +288,10 @@ def warnings(settings: KafkaSettings) -> list[str]:
             "THE KAFKA BROKER'S NAME IS NOT CHECKED (ssl.endpoint.identification.algorithm=none): anyone with any"
             " certificate of the same authority can pose as the cluster"
         )
+    found += [
+        f"EVERY USER OF THIS MACHINE CAN READ THE PASSWORD IN {path}: chmod 600 it"
+        for path in _readable_by_others(settings)
+    ]
     hosts = {host for host, _ in parse_bootstrap(settings.bootstrap)}
     if options.get("security_protocol") == "SASL_PLAINTEXT" and not hosts <= _LOOPBACK:
         found.append(
@@ -315,8 +354,8 @@ def _check_sasl(protocol: str, options: Mapping[str, Any]) -> None:
     if options.get("sasl_mechanism", "PLAIN") != "GSSAPI" and len(secrets) < 2:
         raise ConfigError(
             "SASL needs sasl.username and sasl.password",
-            remedy="write them under [kafka] in kcs.toml (chmod 600), or set KCS_KAFKA_SASL_USERNAME and"
-            " KCS_KAFKA_SASL_PASSWORD; a command line is there for everyone to see",
+            remedy="-X sasl.username=NAME -X sasl.password=@FILE (chmod 600), or write both under [kafka] in kcs.toml,"
+            " or set KCS_KAFKA_SASL_USERNAME and KCS_KAFKA_SASL_PASSWORD; a command line is there for everyone to see",
         )
 
 
@@ -324,7 +363,7 @@ def _no_password() -> str:
     """Called for an encrypted key; without it OpenSSL would ask at the terminal, and a service would hang."""
     raise ConfigError(
         "the key is encrypted and there is no ssl.key.password",
-        remedy="write it under [kafka] in kcs.toml (chmod 600), or set KCS_KAFKA_SSL_KEY_PASSWORD",
+        remedy="-X ssl.key.password=@FILE (chmod 600), [kafka] in kcs.toml (chmod 600), or KCS_KAFKA_SSL_KEY_PASSWORD",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from kcs.kafka.quiet import Repeats, calm
+from kcs.kafka.quiet import OURS, Repeats, calm
 
 
 def line(message: str, created_s: float, *args: object) -> logging.LogRecord:
@@ -30,6 +30,14 @@ def test_after_two_minutes_of_silence_it_begins_anew() -> None:
     repeats = Repeats()
     shown = [repeats.filter(line("no node", moment)) for moment in (0.0, 1.0, 122.0, 123.0, 127.5)]
     assert shown == [True, False, True, False, True]
+
+
+def test_each_place_of_ours_has_its_turn() -> None:
+    repeats = Repeats()
+    records = [line("%s: came back", 0.0, place) for place in ("topic a", "topic b", "topic a")]
+    for record in records:
+        record.name = OURS
+    assert [repeats.filter(record) for record in records] == [True, True, False]
 
 
 def test_its_memory_is_bounded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import subprocess
 from importlib.util import find_spec
@@ -230,3 +231,73 @@ def test_an_encrypted_key_without_a_password_is_an_error_and_no_question(tmp_pat
     with pytest.raises(ConfigError, match="KCS_KAFKA_SSL_KEY_PASSWORD"):
         KafkaSettings("h:1", properties=properties)
     KafkaSettings("h:1", properties={**properties, "ssl.key.password": "hunter2"})
+
+
+def login(password: str) -> KafkaSettings:
+    properties = {"security.protocol": "SASL_SSL", "sasl.username": "me", "sasl.password": password}
+    return KafkaSettings("h:1", properties=properties)
+
+
+@pytest.mark.parametrize(
+    ("content", "password"),
+    [
+        (b"s3cret", "s3cret"),
+        (b"s3cret\n", "s3cret"),
+        (b"s3cret\r\n", "s3cret"),
+        (b" two\nlines \n\n", " two\nlines \n"),
+    ],
+)
+def test_a_password_comes_from_a_file(tmp_path: Path, content: bytes, password: str) -> None:
+    path = tmp_path / "password"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    settings = login(f"@{path}")
+    assert client_options(settings)["sasl_plain_password"] == password
+    assert warnings(settings) == []
+    path.write_text("new")  # changed meanwhile: the next connection uses it
+    assert client_options(settings)["sasl_plain_password"] == "new"
+
+
+def test_a_password_may_begin_with_an_at_sign() -> None:
+    assert client_options(login("@@home"))["sasl_plain_password"] == "@home"
+
+
+def test_a_password_file_below_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "password").write_text("s3cret")
+    assert client_options(login("@~/password"))["sasl_plain_password"] == "s3cret"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no regular file"),
+        (b"", "no password"),
+        (b"\n", "no password"),
+        (b"\xff", "UTF-8"),
+        (b"x" * 70_000, "large"),
+    ],
+)
+def test_a_password_file_that_is_none_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "password"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as raised:
+        login(f"@{path}")
+    assert raised.value.where == str(path)
+
+
+def test_a_pipe_is_no_password_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="no regular file"):
+        login(f"@{tmp_path / 'pipe'}")
+
+
+def test_a_password_file_that_everybody_may_read_is_told(tmp_path: Path) -> None:
+    """Told, not refused: secrets that a container gets are often mounted so."""
+    path = tmp_path / "password"
+    path.write_text("s3cret")
+    path.chmod(0o644)
+    (text,) = warnings(login(f"@{path}"))
+    assert str(path) in text
+    assert "s3cret" not in text

@@ -144,12 +144,20 @@ def test_an_unchecked_broker_is_named_at_each_start(
     assert warned("kafka", Config(), urls=["wss://api.upbit.com", "ws://localhost:1"], argv=()) == []
 
 
-@pytest.mark.parametrize("argument", ["sasl.password=hunter2", "-Xsasl.password=hunter2", "ssl.key.password = hunter2"])
+@pytest.mark.parametrize(
+    "argument",
+    ["sasl.password=hunter2", "-Xsasl.password=hunter2", "ssl.key.password = hunter2", "sasl.password=@@hunter2"],
+)
 def test_a_password_on_the_command_line_is_told_without_it(argument: str) -> None:
     (text,) = warned("null", Config(), argv=["kcs", "live", "-X", argument])
     assert "ON THE COMMAND LINE" in text
     assert "KCS_KAFKA_S" in text
     assert "hunter2" not in text
+
+
+@pytest.mark.parametrize("argument", ["sasl.password=@/run/kafka", "-Xssl.key.password=@key"])
+def test_the_name_of_a_file_on_the_command_line_is_no_password(argument: str) -> None:
+    assert warned("null", Config(), argv=["kcs", "live", "-X", argument]) == []
 
 
 def test_each_verb_that_reaches_kafka_says_it() -> None:
