@@ -129,6 +129,7 @@ CHANGES: dict[str, tuple[Callable[[Msg], Msg], str]] = {
     "key": (lambda msg: replace(msg, key=b"B"), "key"),
     "no key": (lambda msg: replace(msg, key=None), "key"),
     "timestamp": (lambda msg: replace(msg, timestamp=msg.timestamp + 1), "timestamp"),
+    "timestamp, by a power of two": (lambda msg: replace(msg, timestamp=msg.timestamp + 2**32), "timestamp"),
     "id": (lambda msg: replace(msg, headers=(msg.headers[0], ("id", b"other"))), "header id"),
     "empty id": (lambda msg: replace(msg, headers=(msg.headers[0], ("id", b""))), "header id"),
     "no id": (lambda msg: replace(msg, headers=msg.headers[:1]), "header id"),
@@ -165,6 +166,12 @@ def test_the_reason_of_a_rejected_frame_is_told_apart(reason: bytes | None) -> N
     assert audited({ONE: [made]}, {where: [bad]}).fields == {"header reason": 1}
     cut = replace(good, headers=good.headers[:2])
     assert audited({ONE: [made]}, {where: [cut]}).fields == {"headers": 1}
+
+
+def test_nothing_is_not_an_empty_value() -> None:
+    made = Made("reject", "0", 5, value=b"", headers=(("reason", b"not_json"),))
+    assert audited({ONE: [made]}, {place(made): [message(made, ONE)]}).ok
+    assert audited({ONE: [made]}, {place(made): [replace(message(made, ONE), value=None)]}).fields == {"value": 1}
 
 
 def test_times_that_the_broker_set_are_not_compared() -> None:
