@@ -48,8 +48,8 @@ from kcs.live.receipt import (
     DeliveryFile,
     DeliveryInfo,
     Missing,
+    has_receipt,
     read_delivery,
-    receipt_path,
     write_delivery,
     write_receipt,
 )
@@ -184,7 +184,7 @@ def _check_left(path: Path) -> None:
     """Raises CaptureBusyError while it is written, CaptureError when nothing is left to deliver."""
     if path.name.endswith(PARTIAL) and path.exists():
         assert_not_locked(path)
-    if receipt_path(path).exists():
+    if has_receipt(path):
         raise CaptureError("it has a receipt: nothing of it is left to deliver", where=str(path))
 
 

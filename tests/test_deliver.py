@@ -626,6 +626,16 @@ def test_a_disk_that_takes_no_receipt_is_told_and_the_next_delivery_writes_it(
     assert broker.holds() == made_by(path, COUNTS)
 
 
+def test_a_torn_receipt_is_written_anew(broker: Broker, path: Path) -> None:
+    done = run(broker, path)
+    whole = receipt_path(path).read_bytes()
+    receipt_path(path).write_bytes(whole[:80])
+    again = run(broker, path)
+    assert (again.already, again.digest) == (600, done.digest)
+    assert receipt_path(path).read_bytes() == whole
+    assert broker.holds() == made_by(path, COUNTS)
+
+
 # --- several ----------------------------------------------------------------------------------------------------------
 
 

@@ -191,7 +191,7 @@ async def _deliver(outcomes: Sequence[_Outcome], config: Config, settle_s: float
     from kcs.cli.running import interruptible
     from kcs.deliver import deliver
     from kcs.kafka.settings import KafkaSettings
-    from kcs.live.receipt import receipt_path
+    from kcs.live.receipt import has_receipt
 
     assert config.bootstrap is not None
     settings = KafkaSettings(
@@ -199,7 +199,7 @@ async def _deliver(outcomes: Sequence[_Outcome], config: Config, settle_s: float
     )
     with interruptible() as stop:
         for outcome in outcomes:
-            if outcome.error is not None or receipt_path(outcome.path).exists():
+            if outcome.error is not None or has_receipt(outcome.path):
                 continue
 
             def show(fed: int, outcome: _Outcome = outcome) -> None:

@@ -21,7 +21,7 @@ from kcs.capture.leftover import PARTIAL, SealedLeftover, seal_in_place
 from kcs.capture.osfile import assert_not_locked
 from kcs.capture.reader import CaptureReader
 from kcs.errors import CaptureBusyError, CaptureError
-from kcs.live.receipt import Claim, DeliveryFile, base_name, delivery_path, read_delivery, receipt_path
+from kcs.live.receipt import Claim, DeliveryFile, base_name, delivery_path, has_receipt, read_delivery
 
 Log = Callable[[str, str], None]
 """log(level, text); level is `info`, `warning` or `error`."""
@@ -72,7 +72,7 @@ def left_captures(directory: Path, exchange: str, cluster_id: str, bootstrap: st
     for file in _files(directory, f"{exchange}-*.delivery.json"):
         base = file.with_name(file.name.removesuffix(".delivery.json"))
         try:
-            if receipt_path(base).exists():
+            if has_receipt(base):
                 continue
             left = _left(base, exchange, cluster_id, bootstrap, log)
         except CaptureBusyError:

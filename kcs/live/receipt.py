@@ -295,6 +295,20 @@ def read_receipt(capture: Path) -> Receipt | None:
     return _read(receipt_path(capture), Receipt)
 
 
+def has_receipt(capture: Path) -> bool:
+    """Whether nothing of the capture is left to deliver.
+
+    A receipt that cannot be read (a power cut tore it) counts as none: a delivery finds everything there and writes it
+    anew. One of a newer kcs counts.
+    """
+    try:
+        return read_receipt(capture) is not None
+    except NewerFormatError:
+        return True
+    except CaptureError:
+        return False
+
+
 def _read(path: Path, kind: type[T]) -> T | None:
     content = read_small(path, FILE_BYTES_MAX)
     if content is None:

@@ -12,8 +12,9 @@ import pytest
 from kcs.capture import output
 from kcs.capture.reader import CaptureReader
 from kcs.capture.writer import CaptureWriter, WriterSettings
+from kcs.kafka.tally import Delivery
 from kcs.live.backlog import capture_of, left_captures, seal_left
-from kcs.live.receipt import Claim, DeliveryInfo, delivery_path, receipt_path, write_delivery
+from kcs.live.receipt import Claim, DeliveryInfo, delivery_path, receipt_path, write_delivery, write_receipt
 from kcs.model import Kind
 from tests.replay.making import START_NS, capture_header, capture_id, trade
 
@@ -63,6 +64,11 @@ def left(directory: Path, number: int, *, sealed: bool = True, cluster: str | No
 def delivery(path: Path, number: int, cluster: str | None = "C", bootstrap: str = "b1:9092") -> None:
     info = DeliveryInfo(cluster, "{channel}.{exchange}", True, {"trade.upbit": 1}, lambda capture_id: None, bootstrap)
     write_delivery(path, capture_id(number), info)
+
+
+def give_receipt(path: Path, number: int) -> None:
+    info = DeliveryInfo("C", "{channel}.{exchange}", True, {"trade.upbit": 1}, lambda capture_id: None)
+    write_receipt(path, capture_id(number), "00", info, Delivery(capture_id(number), 5, 5, 0, {}))
 
 
 def found(directory: Path, log: Log | None = None, cluster: str = "C", bootstrap: str = "b1") -> list[Path]:
@@ -139,12 +145,23 @@ def test_oldest_first_by_time_then_by_sequence_sealed_or_not(tmp_path: Path) -> 
 
 def test_what_has_a_receipt_or_was_never_to_go_to_kafka_is_none_of_them(tmp_path: Path) -> None:
     delivered, never = left(tmp_path, 1), left(tmp_path, 2)
-    receipt_path(delivered).write_text("whatever")
+    give_receipt(delivered, 1)
     delivery_path(never).unlink()
     log = Log()
     assert found(tmp_path, log) == []
     assert log.lines == []
     assert found(tmp_path / "nowhere", log) == []
+
+
+def test_a_receipt_that_a_power_cut_tore_is_none_and_a_newer_one_is(tmp_path: Path) -> None:
+    path = left(tmp_path, 1)
+    give_receipt(path, 1)
+    whole = receipt_path(path).read_bytes()
+    for torn in (b"", whole[:50]):
+        receipt_path(path).write_bytes(torn)
+        assert found(tmp_path) == [path]
+    receipt_path(path).write_bytes(b'{"version": 2}')
+    assert found(tmp_path) == []
 
 
 def test_of_another_cluster_is_told_and_passed_over(tmp_path: Path) -> None:
