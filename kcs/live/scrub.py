@@ -58,10 +58,10 @@ _NOTHING: Final = frozenset(('""', "null", "true", "false"))
 """Values that are no secret under any key."""
 
 _NAME: Final = r"(?<![\w.-])[A-Za-z][\w.-]{0,63}"
-_PAIR: Final = re.compile(
-    rf"(?P<head>(?P<quote>[\"']?)(?P<name>{_NAME})(?P=quote)[ \t]{{0,8}}[:=][ \t]{{0,8}})"
-    r"(?P<value>\"[^\"\r\n]*\"?|'[^'\r\n]*'?|[^\s,;&\"'{}\[\]]+)"
-)
+_PAIR: Final = re.compile(rf"([\"']?)({_NAME})\1[ \t]{{0,8}}[:=][ \t]{{0,8}}")
+"""A key and what follows it; its value is looked at on its own, since `a:token=x` is a value with a pair in it."""
+
+_VALUE: Final = re.compile(r"\"[^\"\r\n]*\"?|'[^'\r\n]*'?|[^\s,;&\"'{}\[\]]+")
 _HEADER: Final = re.compile(r"(?im)^(?P<head>[ \t]*(?:proxy-)?authorization[ \t]*[:=][ \t]*)(?P<value>[^\r\n]+)")
 _SHAPES: Final = (
     (re.compile(r"\b(bearer|basic)(\s{1,8})[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1\2{MARK}"),
@@ -133,15 +133,21 @@ def _shapes(text: str) -> str:
 
 def _words(text: str) -> str:
     """Text that is no JSON: headers, `key=value`, URLs."""
-
-    def pair(match: re.Match[str]) -> str:
-        if not _is_credential(match["name"]):
-            return match[0]
-        value = match["value"]
-        return match["head"] + (f"{value[0]}{MARK}{value[0]}" if value[0] in "\"'" else MARK)
-
     text = _HEADER.sub(lambda match: match["head"] + MARK, text)
-    return _shapes(_PARAMETER.sub(_parameter, _PAIR.sub(pair, text)))
+    return _shapes(_PARAMETER.sub(_parameter, _pairs(text)))
+
+
+def _pairs(text: str) -> str:
+    """The values of credential-like keys, hidden."""
+    parts, done, at = [], 0, 0
+    while (pair := _PAIR.search(text, at)) is not None:
+        at = pair.end()
+        value = _VALUE.match(text, at) if _is_credential(pair[2]) else None
+        if value is not None:
+            quote = value[0][0] if value[0][0] in "\"'" else ""
+            parts += [text[done:at], quote, MARK, quote]
+            done = at = value.end()
+    return "".join([*parts, text[done:]])
 
 
 # JSON: one pass over its tokens. Scalars are gathered in order; a container decides about its own when it ends.

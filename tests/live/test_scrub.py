@@ -89,6 +89,8 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJhY2Nlc3Nfa2V5IjoieCJ9.c2lnbmF0dXJlLW9mLWl0"
         ("Authorization: Bearer hunterhunter\r\nHost: h", "Authorization: *\r\nHost: h"),
         ("GET /x\r\nX-MBX-APIKEY: hunter\r\nAccept: */x", "GET /x\r\nX-MBX-APIKEY: *\r\nAccept: */x"),
         ("login token=hunter&id=7", "login token=*&id=7"),
+        ("a:token=hunter", "a:token=*"),
+        ('wss://h/?token="hunter"x&b:sign=hunter', 'wss://h/?token="*"x&b:sign=*'),
         (f"say {JWT} again", "say * again"),
         ('{"x":"Bearer hunterhunter"}', '{"x":"Bearer *"}'),
         ('{"url":"wss://me:hunter@h/?listenKey=hunter&a=b"}', '{"url":"wss://*@h/?listenKey=*&a=b"}'),
