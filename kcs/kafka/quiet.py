@@ -1,8 +1,9 @@
 """aiokafka's log, bearable: it repeats the same line at every retry, ten a second while a broker is away.
 
 `calm` lets each line through at once, then after 5, 10, 20, 40 s and once a minute, with the number of those that were
-left out; after two minutes of silence it begins anew. Also for `kcs.kafka.retries`. Idempotent; called where
-connections are made. Lines that name lost records go another way and are never left out.
+left out; after two minutes of silence it begins anew. Also for `kcs.kafka.retries`. Debug lines are all let through,
+but those of a login without its content, in which the password stands. Idempotent; called where connections are made.
+Lines that name lost records go another way and are never left out.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Repeats(logging.Filter):
         self._lines: dict[str, _Line] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno <= logging.DEBUG:
+            return True
         template, now_s = str(record.msg), record.created
         what = f"{template} {next(iter(record.args))}" if record.name == OURS and record.args else template
         line = self._lines.get(what)
@@ -66,10 +69,23 @@ class Repeats(logging.Filter):
         return True
 
 
+class Discreet(logging.Filter):
+    """Leaves a login's content out of the requests and answers that aiokafka logs."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                "[a login]" if type(arg).__name__.startswith("SaslAuthenticate") else arg for arg in record.args
+            )
+        return True
+
+
 _REPEATS: Final = Repeats()
+_DISCREET: Final = Discreet()
 
 
 def calm() -> None:
     """Thin out aiokafka's loggers and our own about retries."""
     for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_DISCREET)
         logging.getLogger(name).addFilter(_REPEATS)  # adding it twice is adding it once

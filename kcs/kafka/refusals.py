@@ -117,8 +117,8 @@ def _incurable(settings: KafkaSettings, error: BaseException) -> tuple[str, str]
     if isinstance(error, _CREDENTIALS):
         return (
             f"the broker does not accept user {user!r} or the password ({mechanism}): {_said(error)}",
-            "check sasl.username and sasl.password ([kafka] in kcs.toml, or KCS_KAFKA_SASL_PASSWORD), "
-            "and that the user exists for this sasl.mechanism",
+            "check sasl.username and sasl.password (-X sasl.password=@FILE, [kafka] in kcs.toml, or "
+            "KCS_KAFKA_SASL_PASSWORD), and that the user exists for this sasl.mechanism",
         )
     if isinstance(error, errors.UnsupportedSaslMechanismError):
         return f"the broker does not take {mechanism}: {_said(error)}", "-X sasl.mechanism=ONE-OF-THOSE"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from kcs.kafka.quiet import OURS, Repeats, calm
+from aiokafka.protocol.admin import SaslAuthenticateRequest_v0
+
+from kcs.kafka.quiet import OURS, Discreet, Repeats, calm
 
 
 def line(message: str, created_s: float, *args: object) -> logging.LogRecord:
@@ -45,6 +47,21 @@ def test_its_memory_is_bounded() -> None:
     for number in range(1_000):
         repeats.filter(line(f"line {number}", 0.0))
     assert len(repeats._lines) <= 256
+
+
+def test_debug_lines_are_all_let_through() -> None:
+    repeats = Repeats()
+    records = [line("request %s", 0.0, number) for number in range(3)]
+    for record in records:
+        record.levelno = logging.DEBUG
+    assert all(map(repeats.filter, records))
+
+
+def test_a_login_is_logged_without_its_content() -> None:
+    record = line("Request to %s: %s", 0.0, "host", SaslAuthenticateRequest_v0(b"\0me\0s3cret"))
+    assert "s3cret" in record.getMessage()
+    assert Discreet().filter(record)
+    assert record.getMessage() == "Request to host: [a login]"
 
 
 def test_calming_twice_is_calming_once() -> None:
