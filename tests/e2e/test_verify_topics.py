@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from kcs.capture.writer import WriterSettings
 from kcs.kafka.settings import KafkaSettings
@@ -45,6 +47,14 @@ async def produced(bootstrap: str, records: Iterable[TopicRecord]) -> None:
             headers=list(record.headers),
         )
     await producer.stop()
+
+
+async def dropped(bootstrap: str, topic: str, partition: int, before: int) -> None:
+    """What retention does: the records before this offset are gone."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    await admin.delete_records({TopicPartition(topic, partition): RecordsToDelete(before_offset=before)})
+    await admin.close()
 
 
 def verify(paths: Iterable[Path], *args: object, cwd: Path) -> Done:
@@ -104,6 +114,12 @@ def test_a_rotated_live_run_is_found_whole_then_what_is_added_is_named(real_kafk
     others = verify(paths[:1] + paths[2:3], "--topic", "-b", real_kafka, "--json", cwd=tmp_path)
     assert others.code == 3, "a file between them was left out"
     assert b'"ok":false' not in others.out.splitlines()[0]
+    asyncio.run(dropped(real_kafka, first.topic, first.partition, 5))
+    kept = verify(paths[:1], "--topic", "-b", real_kafka, "--json", cwd=tmp_path)
+    report = kept.json["topics"]
+    assert (kept.code, report["expired"], report["missing"]) == (3, 5, 0), "retention is no loss of kcs"
+    assert report["log_starts"] == [{"topic": first.topic, "partition": first.partition, "offset": 5}]
+    assert report["receipt"]["contradicts"] == []
 
 
 DAMAGE: dict[str, tuple[Callable[[list[TopicRecord]], list[TopicRecord]], dict[str, int]]] = {
