@@ -72,7 +72,8 @@ _SHAPES: Final = (
 )
 """What is secret wherever it stands. The last: an opaque word (listen key, hex digest) that no channel's name is."""
 
-_PARAMETER: Final = re.compile(r"(?P<head>[?&;#](?P<name>[\w.\-%]{1,64})=)(?P<value>[^&;#\s\"'\\]+)")
+_PARAMETER: Final = re.compile(r"([?&;#])([\w.\-%]{1,64})=")
+_ARGUMENT: Final = re.compile(r"[^&;#\s\"'\\]+")
 _USER: Final = re.compile(r"^(?P<head>[A-Za-z][\w+.-]{0,20}:)?//[^/?#\s@]*(?:@[^/?#\s@]*)*@")
 
 
@@ -87,7 +88,7 @@ def scrub_url(url: str) -> str:
     """`url` without user, password, credential-like parameters and opaque path segments. Never raises."""
     if len(url) > TEXT_CHARS_MAX:
         return MARK
-    return _shapes(_PARAMETER.sub(_parameter, _USER.sub(_user, url)))
+    return _shapes(_hidden(_USER.sub(_user, url), _PARAMETER, _ARGUMENT))
 
 
 def _scrubbed(text: str, nested: int) -> str:
@@ -117,10 +118,6 @@ def _is_credential(name: str) -> bool:
     return _CREDENTIAL.fullmatch(_plain(name)) is not None
 
 
-def _parameter(match: re.Match[str]) -> str:
-    return match["head"] + MARK if _is_credential(unquote(match["name"])) else match[0]
-
-
 def _user(match: re.Match[str]) -> str:
     return f"{match['head'] or ''}//{MARK}@"
 
@@ -134,19 +131,19 @@ def _shapes(text: str) -> str:
 def _words(text: str) -> str:
     """Text that is no JSON: headers, `key=value`, URLs."""
     text = _HEADER.sub(lambda match: match["head"] + MARK, text)
-    return _shapes(_PARAMETER.sub(_parameter, _pairs(text)))
+    return _shapes(_hidden(_hidden(text, _PAIR, _VALUE), _PARAMETER, _ARGUMENT))
 
 
-def _pairs(text: str) -> str:
-    """The values of credential-like keys, hidden."""
+def _hidden(text: str, head: re.Pattern[str], value: re.Pattern[str]) -> str:
+    """The values behind credential-like keys (group 2 of `head`) replaced; what is behind others is looked at, too."""
     parts, done, at = [], 0, 0
-    while (pair := _PAIR.search(text, at)) is not None:
-        at = pair.end()
-        value = _VALUE.match(text, at) if _is_credential(pair[2]) else None
-        if value is not None:
-            quote = value[0][0] if value[0][0] in "\"'" else ""
+    while (key := head.search(text, at)) is not None:
+        at = key.end()
+        secret = value.match(text, at) if _is_credential(unquote(key[2])) else None
+        if secret is not None:
+            quote = secret[0][0] if secret[0][0] in "\"'" else ""
             parts += [text[done:at], quote, MARK, quote]
-            done = at = value.end()
+            done = at = secret.end()
     return "".join([*parts, text[done:]])
 
 

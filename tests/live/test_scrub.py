@@ -156,6 +156,7 @@ def test_what_our_venues_send_comes_back_as_it_is() -> None:
         ("ws://me:hunter@host:1/path", "ws://*@host:1/path"),
         ("ws://hunter@x:hunter@host", "ws://*@host"),
         ("//me:hunter@host", "//*@host"),
+        ("wss://h/?next=https://x/?token=hunter&a=b", "wss://h/?next=https://x/?token=*&a=b"),
     ],
 )  # fmt: skip
 def test_urls(url: str, expected: str | None) -> None:
