@@ -78,7 +78,7 @@ def sim(
     if out is not None and settings.duration_ns is None:
         raise UsageError("a tape needs an end", where="kcs sim --out", remedy="--duration 10s")
     file = None if faults_log is None else FaultLogFile(faults_log, force=force)
-    log = SimFaultLog(sink=None if file is None else file.write)
+    log = SimFaultLog(entries_max=0, sink=None if file is None else file.write)
     try:
         if out is not None:
             code = _tape(settings, out, format_, log, force=force, json=json)

@@ -91,7 +91,9 @@ def test_trade_ids_are_never_given_twice() -> None:
 
 def test_a_bounded_advance_stops_before_the_step() -> None:
     exchange, _ = connected(SimSettings(rate=1_000, faults=parse_faults("clock_step=1s@at:1s")))
-    total = 0
+    before_ns = exchange.venue_ns(seconds(2))
+    total = exchange.advance(seconds(2), 100)
+    assert (total, exchange.venue_ns(seconds(2))) == (100, before_ns)
     while exchange.next_due_ns <= seconds(2):
         total += exchange.advance(seconds(2), 100)
     reference, _ = connected(SimSettings(rate=1_000))

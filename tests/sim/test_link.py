@@ -86,6 +86,11 @@ def test_a_close_frame_that_was_cut_off_is_none() -> None:
     assert texts(connection.poll(ms(9))) == ["0", "DropConnection"]
 
 
+def test_a_close_frame_that_a_timeout_swallowed_is_none() -> None:
+    connection = link("timeout=0s@at:2ms", Script([*frames(1), SendClose(ms(3), 1000, "bye")]))
+    assert texts(connection.poll(ms(9))) == ["0", "DropConnection"]
+
+
 def test_too_many_bytes_on_the_way_end_it() -> None:
     connection = link("latency=1s", Script(frames(20)), bytes_max=100)
     assert connection.poll(ms(30)) == [DropConnection(ms(10), "overflow")]
