@@ -244,10 +244,15 @@ pieces = st.lists(
 @example('"' * 3)
 @example('{"token":"\ud800"}')
 @example('{"a":"\\ud800 token=x"}')
-def test_it_never_raises_and_a_second_time_changes_nothing(text: str) -> None:
+def test_it_never_raises_and_json_stays_json(text: str) -> None:
     found = scrub(text)
-    assert scrub(found) == found
     scrub_url(scrub_url(text))
+    try:
+        msgspec.json.decode(text.encode())
+    except ValueError:
+        return
+    msgspec.json.decode(found.encode())
+    assert scrub(found) == found
 
 
 @pytest.mark.parametrize(
