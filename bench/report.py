@@ -24,7 +24,7 @@ import pytest
 from bench.pace import PACE_MIN, pace
 
 RESULTS = Path(__file__).with_name(".results")
-SECTIONS = ("start", "parse", "capture", "pipeline", "replay", "latency")
+SECTIONS = ("start", "parse", "capture", "pipeline", "replay", "latency", "cost")
 """In the order of the table."""
 LIBRARIES = ("aiokafka", "confluent-kafka", "msgspec", "orjson", "pydantic", "uvloop", "websockets", "zstandard")
 
