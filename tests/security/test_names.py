@@ -7,7 +7,6 @@ delivery file (the capture's own name), topics (channel, exchange). Markets beco
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,29 +34,6 @@ HOSTILE = [
     "../../escaped", "..", ".", "", "/tmp/escaped", "a/b", "a\\b", "a\0b", "up\nbit", "upbit\x1b]0;x\x07", "*", "?",
     "UPBIT", "-rf", "~root", "a" * 41, "ünïcode", " upbit", "upbit/", "upbit/../../x", "%2e%2e%2f", "{channel}",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def kcs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
-) -> Callable[..., Done]:
-    """`kcs(*args)` in this process, in an empty directory two levels down: what climbs out shows."""
-    from kcs.cli.app import app
-
-    home = tmp_path / "a" / "b"
-    home.mkdir(parents=True)
-    monkeypatch.chdir(home)
-    for name in [name for name in os.environ if name.startswith("KCS_")]:
-        monkeypatch.delenv(name)
-
-    def call(*args: object) -> Done:
-        capfdbinary.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app([str(arg) for arg in args])
-        out, err = capfdbinary.readouterr()
-        return Done(ended.value.code if isinstance(ended.value.code, int) else 0, out, err.decode("utf-8", "replace"))
-
-    return call
 
 
 def header(exchange: str) -> CaptureHeader:

@@ -11,7 +11,7 @@ import re
 import socket
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -156,8 +156,8 @@ def test_every_verb_that_reaches_kafka(tmp_path: Path, capture: Path) -> None:
         ("-X", "security.protocol=SSL", "-X", "ssl.ca.location=/none", "-X", f"ssl.key.password={FLAG}"),
     ],
 )
-def test_a_flag_that_is_wrong(tmp_path: Path, capture: Path, flags: tuple[str, ...]) -> None:
-    done = clean(run("replay", capture, "-b", "127.0.0.1:9", *flags, cwd=tmp_path), tmp_path)
+def test_a_flag_that_is_wrong(tmp_path: Path, kcs: Callable[..., Done], capture: Path, flags: tuple[str, ...]) -> None:
+    done = clean(kcs("replay", capture, "-b", "127.0.0.1:9", *flags), tmp_path)
     assert done.code == 2, done.err
 
 
@@ -176,9 +176,9 @@ def test_a_flag_that_is_wrong(tmp_path: Path, capture: Path, flags: tuple[str, .
         f'[url]\nupbit = "ws://h:0x/?token={FILE}"\n',
     ],
 )
-def test_a_configuration_file_that_is_wrong(tmp_path: Path, text: str) -> None:
-    (tmp_path / "kcs.toml").write_text(text)
-    done = clean(run("live", "--duration", "1s", "-b", "127.0.0.1:9", cwd=tmp_path), tmp_path)
+def test_a_configuration_file_that_is_wrong(tmp_path: Path, kcs: Callable[..., Done], text: str) -> None:
+    Path("kcs.toml").write_text(text)
+    done = clean(kcs("live", "--duration", "1s", "-b", "127.0.0.1:9"), tmp_path)
     assert done.code == 2, done.err
 
 
@@ -194,16 +194,16 @@ def test_a_configuration_file_that_is_wrong(tmp_path: Path, text: str) -> None:
         {"KCS_PARTITIONS": VARIABLE},
     ],
 )
-def test_a_variable_that_is_wrong(tmp_path: Path, environ: dict[str, str]) -> None:
-    done = clean(run("live", "--duration", "1s", "-b", "127.0.0.1:9", cwd=tmp_path, **environ), tmp_path)
+def test_a_variable_that_is_wrong(tmp_path: Path, kcs: Callable[..., Done], environ: dict[str, str]) -> None:
+    done = clean(kcs("live", "--duration", "1s", "-b", "127.0.0.1:9", **environ), tmp_path)
     assert done.code == 2, done.err
 
 
 @pytest.mark.parametrize(
     "flag", [f"upbit=ws://me:{URL}@127.0.0.1:9/", f"upbit=ws://{URL}@127.0.0.1:9/", f"ws://h/{URL}"]
 )
-def test_a_url_with_credentials_is_refused(tmp_path: Path, flag: str) -> None:
-    done = clean(run("capture", "--url", flag, "--duration", "1s", cwd=tmp_path), tmp_path)
+def test_a_url_with_credentials_is_refused(tmp_path: Path, kcs: Callable[..., Done], flag: str) -> None:
+    done = clean(kcs("capture", "--url", flag, "--duration", "1s"), tmp_path)
     assert done.code == 2, done.err
 
 
