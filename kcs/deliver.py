@@ -119,9 +119,10 @@ async def deliver(
     Of `settings` the connection counts; template, headers and partition counts are those of the delivery file.
     `drain_s`: how long to wait for acks once `stop` is set. `on_progress` is told the number of records fed.
     """
-    claim = Claim(path)
+    claim = _claim(path)
     try:
-        _check_left(path)
+        if has_receipt(path):
+            raise CaptureError("it has a receipt: nothing of it is left to deliver", where=str(path))
         delivery = read_delivery(path)
         assert delivery is not None, "a claim is a lock on it"
         with CaptureReader(path, strict=False) as reader:
@@ -180,12 +181,11 @@ def described(done: Delivered) -> str:
     return text
 
 
-def _check_left(path: Path) -> None:
-    """Raises CaptureBusyError while it is written, CaptureError when nothing is left to deliver."""
+def _claim(path: Path) -> Claim:
+    """Raises CaptureBusyError while another process writes or delivers it."""
     if path.name.endswith(PARTIAL) and path.exists():
-        assert_not_locked(path)
-    if has_receipt(path):
-        raise CaptureError("it has a receipt: nothing of it is left to deliver", where=str(path))
+        assert_not_locked(path)  # first: the claim of a file that just begins must not be in its writer's way
+    return Claim(path)
 
 
 class _Job:

@@ -99,9 +99,9 @@ def _left(base: Path, exchange: str, cluster_id: str, bootstrap: str, log: Log) 
         header = reader.header
     if header.exchange != exchange:
         return None
-    Claim(path).release()
     if path.name.endswith(PARTIAL):
-        assert_not_locked(path)
+        assert_not_locked(path)  # first: the claim of a file that just begins must not be in its writer's way
+    Claim(path).release()
     if not _meant_for(delivery, cluster_id, bootstrap):
         where = (
             f"cluster {delivery.cluster}" if delivery.cluster is not None else f"the brokers at {delivery.bootstrap}"

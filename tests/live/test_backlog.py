@@ -13,6 +13,7 @@ from kcs.capture import output
 from kcs.capture.reader import CaptureReader
 from kcs.capture.writer import CaptureWriter, WriterSettings
 from kcs.kafka.tally import Delivery
+from kcs.live import backlog
 from kcs.live.backlog import capture_of, left_captures, seal_left
 from kcs.live.receipt import Claim, DeliveryInfo, delivery_path, receipt_path, write_delivery, write_receipt
 from kcs.model import Kind
@@ -241,3 +242,14 @@ def test_where_a_capture_is(tmp_path: Path) -> None:
     path.unlink()
     sealed.unlink()
     assert capture_of(path) is None
+
+
+def test_a_file_that_just_begins_is_not_even_claimed_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer claims it right after writing the delivery file, and would take our claim for another process's."""
+    alive = begin(tmp_path, 1)
+    delivery(alive.path, 1)
+    monkeypatch.setattr(backlog, "Claim", None)
+    assert found(tmp_path) == []
+    alive.close(START_NS)
