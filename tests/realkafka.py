@@ -342,6 +342,16 @@ class RealKafka:
         if self._node is not None:
             self._node.kill()
 
+    def pause(self) -> None:
+        """Freeze the node (SIGSTOP): its connections stay, nobody answers."""
+        if self._node is not None:
+            self._node.signal(signal.SIGSTOP)
+
+    def unpause(self) -> None:
+        """Let a frozen node go on."""
+        if self._node is not None:
+            self._node.signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """End the node and delete its data; safe to call twice."""
         if self._node is not None:
