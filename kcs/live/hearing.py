@@ -105,6 +105,13 @@ class Hearing:
         known = [rhythm.longest_ns for rhythm in self._rhythms.values() if rhythm.count >= self._settings.samples]
         return min(known, default=0)
 
+    def has_been_silent(self, since_ns: int, market: str | None) -> bool:
+        """Is this market silent, or was it since then? None: any market."""
+        rhythms = self._rhythms
+        if market is None:
+            return bool(self.silent) or any(rhythm.back_ns > since_ns for rhythm in rhythms.values())
+        return market in self.silent or (market in rhythms and rhythms[market].back_ns > since_ns)
+
     def unheard(self) -> tuple[str, ...]:
         """Markets of the subscription that never spoke."""
         return tuple(market for market in self._watched if market not in self.markets)
@@ -167,9 +174,7 @@ class Hearing:
         return self._end(market, recv_ns, frames) if market in self.silent else None
 
     def _end(self, market: str, last_ns: int, frames: int) -> Silence:
-        rhythm = self._rhythms[market]
-        rhythm.begin(last_ns, frames)
-        rhythm.calm(last_ns)
+        self._rhythms[market].back(last_ns, frames)
         return self.silent.pop(market)
 
     def _rest(self, now_ns: int, frames: int) -> None:

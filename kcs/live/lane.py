@@ -2,10 +2,13 @@
 
 A **lane** is one connection's place. It has two stream numbers and uses one of them at a time: a planned renewal (the
 venue's age limit, or an operator's request) opens the new connection on the other number, on trial. Once that one has
-brought its first event the old one is closed (1000, `planned`, no gap) and its number is free for the next renewal. The
-frames of both are captured meanwhile; the pipeline drops what came twice. A trial that brings nothing within `TRIAL_NS`
-is given up (`abandoned`), and another, longer one is made later; the old connection knows nothing of all this. Should
-the old one be lost during a trial, whichever delivers first goes on.
+brought its first event, and the old one another after it, the old one is closed (1000, `planned`, no gap) and its number
+is free for the next renewal. The frames of both are captured meanwhile; the pipeline drops what came twice. The old
+one's event proves that it had delivered everything until then: it may have been dead for a while without a sign. If it
+was, its own rules find that out (no pong, silence), and its gap is written as ever.
+
+A trial that brings nothing within `TRIAL_NS` is given up (`abandoned`), and another, longer one is made later; the old
+connection knows nothing of all this. Should the old one be lost during a trial, whichever delivers first goes on.
 
 A subscription has `connections` lanes. Their streams are twins: each is captured whole, a gap of one says which other
 delivered all the while, and `saved` counts what each brought first. Lanes are numbered through all subscriptions: lane
@@ -106,7 +109,8 @@ class Lane:
             if self._renew_ns is not None and now_ns >= max(self._renew_ns, self._not_before_ns):
                 self._begin_trial(now_ns)
         elif self._other is not None and self._other.session.delivering:
-            self._change_over(self._other, now_ns)
+            if self.active.session.has_met(self._other.session):
+                self._change_over(self._other, now_ns)
         elif now_ns >= self._trial_until_ns and self.active.session.delivering:
             self._give_up(now_ns)
 

@@ -52,6 +52,7 @@ class Rhythm:
         "_settings",
         "_turned_count",
         "_turned_ns",
+        "back_ns",
         "count",
         "seen_ns",
     )
@@ -75,6 +76,8 @@ class Rhythm:
         self._patience = 1
         self._calm_ns = self._calm_count = 0
         """Since when it is lively again."""
+        self.back_ns = 0
+        """When its last silence ended."""
 
     @property
     def longest_ns(self) -> int:
@@ -105,11 +108,13 @@ class Rhythm:
             and last_ns - self._calm_ns >= self._limit_ns() * self._patience
         ):
             self._patience //= 2
-            self.calm(last_ns)
+            self._calm_ns, self._calm_count = last_ns, self.count
 
-    def calm(self, now_ns: int) -> None:
-        """A silence is over, or half of the patience for it: what follows is counted afresh."""
-        self._calm_ns, self._calm_count = now_ns, self.count
+    def back(self, last_ns: int, frames: int) -> None:
+        """A silence is over; it was no pause of its rhythm, and what follows is counted afresh."""
+        self.begin(last_ns, frames)
+        self.back_ns = self._calm_ns = last_ns
+        self._calm_count = self.count
 
     def pauses(self, pause_ns: int, frames: int) -> bool:
         """It still makes its pause, `pause_ns` long now. True when it is silent; patience has doubled then."""

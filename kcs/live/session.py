@@ -213,6 +213,10 @@ class Session:
         """True once this connection has brought an event, while it is open."""
         return self.phase is Phase.OPEN and self._hearing.market_ns >= 0
 
+    def has_met(self, new: Session) -> bool:
+        """May `new`, which is delivering, take over? Once this one has brought data after it, or is no longer open."""
+        return self.phase is not Phase.OPEN or self.last_data_ns >= new._first_ns
+
     @property
     def opened_ns(self) -> int:
         """When the last connection was made; 0 when there was none."""
@@ -359,10 +363,12 @@ class Session:
         """
         if self.phase is not Phase.OPEN or self._fresh or self._first_ns > from_ns:
             return False
+        if self._hearing.has_been_silent(from_ns, market):
+            return False
         if market is not None:
-            return market not in self.silent and self.markets.get(market, 0) > from_ns
+            return self.markets.get(market, 0) > from_ns
         habit_ns = min(max(HABIT_LEAST_NS, 2 * self._hearing.habit_ns), self._quiet.most_ns // 2)
-        return not self.silent and to_ns - self.last_data_ns <= habit_ns
+        return to_ns - self.last_data_ns <= habit_ns
 
     # Leaves.
 

@@ -212,7 +212,10 @@ class Slot:
 
     def _dialed(self, task: asyncio.Task[None]) -> None:
         self._dialing = None
-        error = None if task.cancelled() else task.exception()
+        if task.cancelled():  # before it had begun: nothing in it could say so
+            self._not_connected(ConnectFailure("cancelled"))
+            return
+        error = task.exception()
         if error is not None:
             self._not_connected(ConnectFailure("internal", str(error)))
             self._crash(error)
