@@ -1,0 +1,317 @@
+"""What must be true of a run, whatever failed in it. Each finding begins with the name of its checker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from kcs.capture.reader import CaptureReader
+from kcs.errors import CaptureError
+from kcs.kafka.batch import BatchRecord
+from kcs.live.receipt import base_name, read_delivery, receipt_path
+from kcs.model import FRAME_KINDS, GapFields, Kind
+from tests.dst.broker import Cluster, capture_of, full_position
+from tests.dst.life import LifeReport
+from tests.dst.network import Received
+from tests.dst.plan import Plan
+from tests.dst.replayed import Place, Replayed, replay
+from tests.dst.world import MS, World
+
+Findings = Iterator[str]
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Everything there is after the last life.
+
+    `receipts`: what the broker held when each receipt appeared. `bound`: names of the captures that ever had a delivery
+    file, so that all of them must be delivered.
+    """
+
+    world: World
+    plan: Plan
+    directory: Path
+    cluster: Cluster
+    reports: list[LifeReport]
+    receipts: dict[str, dict[Place, int]]
+    bound: set[str]
+    captures: dict[bytes, Replayed] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+
+    def load(self) -> None:
+        for path in sorted(self.directory.glob("*.zst")):
+            try:
+                one = replay(path, self.plan.partitions)
+            except CaptureError as error:
+                self.unreadable.append(f"{path.name}: {error}")
+            else:
+                self.captures[one.capture_id] = one
+
+    def in_broker(self, capture_id: bytes) -> Iterator[tuple[Place, list[BatchRecord]]]:
+        """What the broker holds of a capture, partition by partition."""
+        for name, topic in sorted(self.cluster.topics.items()):
+            for number, log in enumerate(topic.logs):
+                mine = [record for record in log if capture_of(record) == capture_id]
+                yield (name, number), mine
+
+    @property
+    def power_cut_may_tear(self) -> bool:
+        """There was a power cut, and nothing was synced on purpose."""
+        return not self.plan.writer.fsync and any(report.ended == "power cut" for report in self.reports)
+
+    def must_be_delivered(self, one: Replayed) -> bool:
+        """Unless a power cut without --fsync took the delivery file, or half of it."""
+        if base_name(one.path) not in self.bound:
+            return False
+        if not self.power_cut_may_tear:
+            return True
+        try:
+            return read_delivery(one.path) is not None
+        except CaptureError:
+            return False
+
+    def life_of(self, capture_id: bytes) -> LifeReport | None:
+        return next((report for report in self.reports if capture_id in report.captures), None)
+
+
+def check(evidence: Evidence) -> list[str]:
+    """All findings."""
+    evidence.load()
+    return [f"{checker.__name__}: {text}" for checker in CHECKERS for text in checker(evidence)]
+
+
+def ended_well(evidence: Evidence) -> Findings:
+    """The last life, in which nothing fails, has nothing left to do and exits 0."""
+    last = evidence.reports[-1]
+    result = last.result
+    if result is None:
+        yield f"the last life did not end well: {last.ended} {last.error}"
+        return
+    ledger = result.ledger
+    refused = sum(position[:8] in last.captures for position in evidence.cluster.poisoned)
+    lost = ledger.uncaptured + ledger.in_flight + ledger.unwritten + abs(ledger.failed - refused)
+    if result.failure is not None or result.behind or not result.drained or ledger.behind or lost:
+        yield (
+            f"the last life ends with failure {result.failure}, behind {result.behind} ({ledger.behind} frames), "
+            f"drained {result.drained}, in flight {ledger.in_flight}, failed {ledger.failed}"
+        )
+
+
+def ledger_balances(evidence: Evidence) -> Findings:
+    """Of every life that lived to count; and it received what the network handed over."""
+    for report in evidence.reports:
+        if report.result is None:
+            continue
+        ledger = report.result.ledger
+        for wrong in ledger.imbalances():
+            yield f"life {report.number}: {wrong}"
+        if ledger.received != len(report.received):
+            yield f"life {report.number}: {ledger.received} frames counted, {len(report.received)} handed over"
+        if report.result.behind != bool(ledger.behind) and ledger.behind:
+            yield f"life {report.number}: {ledger.behind} frames behind, and the result says it is not"
+
+
+def captures_readable(evidence: Evidence) -> Findings:
+    """Everything is sealed and whole."""
+    yield from evidence.unreadable
+    for path in sorted(evidence.directory.glob("*.partial")):
+        if _holds_anything(path):
+            yield f"{path.name} is not sealed"
+    for one in evidence.captures.values():
+        yield from (f"{one.path.name}: {miscount}" for miscount in one.miscounts)
+
+
+def _holds_anything(path: Path) -> bool:
+    """False where the writer died in the header, or the power with it: there is nothing to seal."""
+    try:
+        with CaptureReader(path, strict=False) as reader:
+            return bool(reader.info().records)
+    except CaptureError:
+        return False
+
+
+def frames_captured(evidence: Evidence) -> Findings:
+    """The captures of a life hold the frames that it was handed, byte for byte, from the first one on."""
+    for report in evidence.reports:
+        captured = [
+            record for one in _captures_of(evidence, report) for record in one.records if record[1] in FRAME_KINDS
+        ]
+        for number, (record, frame) in enumerate(zip(captured, report.received, strict=False)):
+            if (record[1], record[2], record[3], record[4]) != (frame.kind, frame.stream, frame.recv_ns, frame.payload):
+                yield f"life {report.number}: frame {number} in the capture is another than was received"
+                break
+        if len(captured) > len(report.received):
+            yield f"life {report.number}: {len(captured)} frames captured, {len(report.received)} received"
+        yield from _lost_frames(report, len(captured))
+
+
+def _lost_frames(report: LifeReport, captured: int) -> Findings:
+    lost = report.received[captured:]
+    result = report.result
+    if not lost or (report.ended == "power cut" and not report.fsync):
+        return
+    if result is not None and result.failure is not None:
+        if result.records_lost < len(lost) - result.ledger.uncaptured:
+            yield f"life {report.number}: {len(lost)} frames lost, {result.records_lost} records said to be"
+        return
+    if report.ended == "clean":
+        yield f"life {report.number}: {len(lost)} frames are not in its captures"
+        return
+    if report.failed:
+        return
+    since = report.ended_ns - report.flush_ns - report.held_up_ns
+    if report.queue_since_ns is not None:
+        since = min(since, report.queue_since_ns)
+    if lost[0].recv_ns < since:
+        late = (report.ended_ns - lost[0].recv_ns) / MS
+        yield f"life {report.number}: a frame received {late:.0f} ms before the end is lost"
+
+
+def gaps_recorded(evidence: Evidence) -> Findings:
+    """Between the frames of two connections stands a gap that covers the time between them."""
+    for report in evidence.reports:
+        index = 0
+        gaps: dict[int, GapFields] = {}
+        seen: dict[int, Received] = {}
+        for one in _captures_of(evidence, report):
+            for _, kind, stream, _, _, fields in one.records:
+                if kind == Kind.GAP and isinstance(fields, GapFields):
+                    gaps[stream] = fields
+                elif kind in FRAME_KINDS and index < len(report.received):
+                    frame = report.received[index]
+                    index += 1
+                    before = seen.get(stream)
+                    if before is not None and before.connection != frame.connection:
+                        gap = gaps.pop(stream, None)
+                        if gap is None or gap.from_ns > before.recv_ns or gap.to_ns < frame.recv_ns:
+                            yield f"life {report.number}: no gap covers the change to connection {frame.connection}"
+                    seen[stream] = frame
+
+
+def down_time_recorded(evidence: Evidence) -> Findings:
+    """A life that finds captures of an earlier one says since when nothing was recorded."""
+    last_ns = None
+    for report in evidence.reports:
+        mine = list(_captures_of(evidence, report))
+        frames = [r for one in mine for r in one.records if r[1] in FRAME_KINDS]
+        gaps = [r[5] for one in mine for r in one.records if r[1] == Kind.GAP]
+        if last_ns is not None and frames:
+            first = frames[0]
+            if not any(isinstance(g, GapFields) and g.cause == "collector_down" and g.to_ns <= first[3] for g in gaps):
+                yield f"life {report.number}: nothing says that the collector was down"
+        ends = [r[3] for one in mine for r in one.records]
+        last_ns = max([*ends, *([last_ns] if last_ns is not None else [])], default=None)
+
+
+def delivered_once(evidence: Evidence) -> Findings:
+    """Every event of every capture is in the broker, once, in order, byte for byte what a replay makes."""
+    for one in evidence.captures.values():
+        for place, records in evidence.in_broker(one.capture_id):
+            yield from _place(evidence, one, place, records)
+
+
+def _place(evidence: Evidence, one: Replayed, place: Place, records: list[BatchRecord]) -> Findings:
+    name, expected = f"{one.capture_id.hex()} on {place[0]}[{place[1]}]", one.made.get(place, {})
+    found: dict[bytes, BatchRecord] = {}
+    for record in records:
+        found.setdefault(full_position(record), record)
+    doubtful = one.capture_id in evidence.cluster.doubtful
+    if not doubtful:
+        if len(found) < len(records):
+            yield f"{name}: {len(records) - len(found)} records doubled"
+        if list(found) != sorted(found):
+            yield f"{name}: out of order"
+    missing = [position for position in expected if position not in found and position not in evidence.cluster.poisoned]
+    if missing and evidence.must_be_delivered(one):
+        yield f"{name}: {len(missing)} of {len(expected)} records missing, first frame {_frame(missing[0])}"
+    for position in found.keys() - expected.keys():
+        if _frame(position) < one.next_number:
+            yield f"{name}: frame {_frame(position)} does not become this"
+            break
+    else:
+        if len(found.keys() - expected.keys()) and not _may_have_lost(evidence, one):
+            yield f"{name}: records beyond the end of a whole capture"
+    for position, made in expected.items():
+        held = found.get(position)
+        if held is not None:
+            there = (held.key, held.value, held.timestamp_ms, tuple(held.headers))
+            if there != (made.key, made.value, made.timestamp_ms, made.headers):
+                yield f"{name}: frame {_frame(position)} has other bytes than a replay makes"
+                break
+
+
+def _may_have_lost(evidence: Evidence, one: Replayed) -> bool:
+    """Whether the end of this capture may have died with its process or its disk."""
+    report = evidence.life_of(one.capture_id)
+    return report is None or report.ended != "clean" or report.failed
+
+
+def receipts_true(evidence: Evidence) -> Findings:
+    """A receipt says what a replay says, and did not come before the last record was in the broker."""
+    for one in evidence.captures.values():
+        path = receipt_path(one.path)
+        if not path.exists():
+            continue
+        evidence.world.count("receipt")
+        try:
+            receipt = orjson.loads(path.read_bytes())
+        except orjson.JSONDecodeError:
+            if not evidence.power_cut_may_tear:
+                yield f"{path.name} cannot be read"
+            continue
+        whole = receipt.get("whole", True)
+        if whole != one.whole:
+            yield f"{path.name}: it says whole={whole}, and the capture is {'' if one.whole else 'not '}whole"
+        if receipt["digest"] != (one.digest if whole else None):
+            yield f"{path.name}: its digest is not that of a replay"
+        counts = receipt["records"]
+        refused = sum(position[:8] == one.capture_id for position in evidence.cluster.poisoned)
+        if (counts["produced"], counts["acked"], counts["failed"]) != (one.produced, one.produced - refused, refused):
+            yield f"{path.name}: it counts {counts}, a replay makes {one.produced}, of which {refused} were refused"
+        if receipt["capture"] != one.capture_id.hex():
+            yield f"{path.name}: it is of another capture"
+        yield from _early(evidence, one, path.name)
+
+
+def _early(evidence: Evidence, one: Replayed, name: str) -> Findings:
+    held = evidence.receipts.get(name, {})
+    for place, expected in one.made.items():
+        log = evidence.cluster.log(place)[: held.get(place, 0)]
+        there = {full_position(record) for record in log}
+        missing = [p for p in expected if p not in there and p not in evidence.cluster.poisoned]
+        if missing:
+            yield f"{name}: {len(missing)} records of {place[0]}[{place[1]}] were not in the broker when it was written"
+
+
+def receipts_complete(evidence: Evidence) -> Findings:
+    """At the end each capture that is bound for this cluster has its receipt."""
+    for one in evidence.captures.values():
+        if evidence.must_be_delivered(one) and not receipt_path(one.path).exists():
+            yield f"{one.path.name} has no receipt"
+
+
+def _captures_of(evidence: Evidence, report: LifeReport) -> Iterator[Replayed]:
+    for capture_id in report.captures:
+        if capture_id in evidence.captures:
+            yield evidence.captures[capture_id]
+
+
+def _frame(position: bytes) -> int:
+    return int.from_bytes(position[8:16], "big")
+
+
+CHECKERS: Final[tuple[Callable[[Evidence], Findings], ...]] = (
+    ended_well,
+    ledger_balances,
+    captures_readable,
+    frames_captured,
+    gaps_recorded,
+    down_time_recorded,
+    delivered_once,
+    receipts_true,
+    receipts_complete,
+)
