@@ -124,6 +124,16 @@ def seeds() -> dict[str, list[bytes]]:
             b"KRW-BTC,KRW-ETH",
             b"1.5MiB",
         ],
+        "socket": [
+            encode(
+                (0x81, b'{"status":"UP"}'), (0x82, b"\xff\0"), (0x89, b"ping"), (0x8A, b"pong"), (0x88, b"\x03\xe8bye")
+            ),
+            encode((0x01, b"begun"), (0x89, b""), (0x00 | 0x80, b"ended"), (5, b""), (4, b""), (0x88, b"\x03\xe8")),
+            encode((1, b""), *[(0x89, bytes(125))] * 9, (2, b""), (3, b"")),
+            encode((0, b"\x81\x7f" + bytes(7) + b"\x05hello"), (0, b"\x82"), (0, b"\x01x")),
+            b"!" + encode((0, b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 5\r\nContent-Length: 2\r\n\r\nno")),
+            b"!" + encode((0, b"HTTP/1.1 101 OK\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")),
+        ],
         "beside": [_delivery(), _receipt()],
         "faults": [
             b"latency=20ms;jitter=5ms@p=0.5",

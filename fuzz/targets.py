@@ -7,6 +7,7 @@ way is parsed the thorough way...). Deterministic, no clock, no network; files o
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -19,6 +20,7 @@ import msgspec
 import orjson
 
 from fuzz.forge import CAPTURE_ID, START_NS, forge, instructions
+from fuzz.peer import converse
 from kcs.capture.format import Malformed, Newer
 from kcs.capture.leftover import seal_in_place
 from kcs.capture.ndjson import import_ndjson, read_lines, to_ndjson
@@ -343,6 +345,11 @@ def _decodes(data: bytes) -> bool:
     return True
 
 
+def socket(data: bytes) -> None:
+    """What a venue sends: frames in bounds, one open, one close, never an exception in the transport."""
+    asyncio.run(converse(data))
+
+
 TARGETS: Final[dict[str, Target]] = {
     "reader": reader,
     "forged": forged,
@@ -359,4 +366,5 @@ TARGETS: Final[dict[str, Target]] = {
     "beside": beside,
     "faults": faults,
     "scrub": scrubbing,
+    "socket": socket,
 }
