@@ -138,6 +138,15 @@ async def pause(stage: Stage) -> None:
     await stage.do(stage.cluster.wait_in_sync)
 
 
+async def pause_long(stage: Stage) -> None:
+    """SIGSTOP the leader of a partition for 45 s, longer than a request may take (30 s)"""
+    number = await stage.leader()
+    stage.cluster.pause(number)
+    await asyncio.sleep(45)
+    stage.cluster.resume(number)
+    await stage.do(stage.cluster.wait_in_sync)
+
+
 async def rolling(stage: Stage) -> None:
     """stop each broker in good order and start it again, as an update of the cluster does"""
     for number in (1, 2, 3):
@@ -160,6 +169,11 @@ async def outage(stage: Stage) -> None:
     await stage.do(stage.cluster.kill, 1, 2, 3)
     await watched(stage)
     await stage.healed(1, 2, 3)
+
+
+async def outage_old(stage: Stage) -> None:
+    """the same with records two days old: their fate is looked up before they are repeated"""
+    await outage(stage)
 
 
 async def leaderless(stage: Stage) -> None:
@@ -215,11 +229,13 @@ SCENARIOS: dict[str, Scenario] = {
     "leader-old": leader_old,
     "two-down": two_down,
     "pause": pause,
+    "pause-long": pause_long,
     "rolling": rolling,
     "elect": elect,
     "partitions": partitions,
     "leaderless": leaderless,
     "outage": outage,
+    "outage-old": outage_old,
 }
 
 
@@ -239,8 +255,8 @@ async def run(name: str, cluster: RealCluster, args: argparse.Namespace) -> Verd
     sink = KafkaSink(settings, SystemClock(), latency=histogram)
     try:
         await sink.open(["upbit"], CHANNELS)
-        load = Load(sink, args.rate, age_ns=2 * DAY_NS if scenario is leader_old else 0)
-        away_s = 60 * args.minutes if args.minutes else {"outage": 300.0}.get(name, 60.0)
+        load = Load(sink, args.rate, age_ns=2 * DAY_NS if scenario in (leader_old, outage_old) else 0)
+        away_s = 60 * args.minutes if args.minutes else {"outage": 300.0, "outage-old": 120.0}.get(name, 60.0)
         admin = AdminClient({"bootstrap.servers": cluster.bootstrap, "log_level": 0})
         stage = Stage(cluster, sink, load, away_s, verdict, admin)
         await load.run_while(_surrounded(scenario, stage))
