@@ -49,6 +49,8 @@ _RFC3339: Final = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?(Z|[+-]\d\d:\d\d)?"
 )
 
+_SHARD: Final = re.compile(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})")
+
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=lambda name: name.replace("_", "-")):
     """Every setting of a run. Durations and sizes are kept as the user wrote them and read by the properties below."""
@@ -56,6 +58,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=lam
     exchange: tuple[str, ...] = ("upbit",)
     channel: tuple[str, ...] = ("trade", "orderbook", "ticker")
     market: tuple[str, ...] = ()
+    connections: int = 1
+    shard: str | None = None
     url: dict[str, str] = {}
     format: str = ""
     depth: int | None = None
@@ -78,6 +82,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=lam
         """Without the values of `kafka` and `url`, where a password may stand."""
         shown = [f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__ if name not in ("kafka", "url")]
         return f"Config({', '.join(shown)}, kafka: {sorted(self.kafka)}, url: {sorted(self.url)})"
+
+    @property
+    def shard_of(self) -> tuple[int, int] | None:
+        """(number from 1, how many), or None where all is this process's. Raises ConfigError."""
+        if self.shard is None:
+            return None
+        match = _SHARD.fullmatch(self.shard)
+        if match is None or int(match[1]) > int(match[2]):
+            raise ConfigError(f"{self.shard!r} is no shard", where="shard", remedy="1/3, 2/3 and 3/3 are three of them")
+        return int(match[1]), int(match[2])
 
     @property
     def flush_ns(self) -> int:

@@ -162,6 +162,27 @@ def test_a_password_is_in_no_repr_and_no_error() -> None:
         assert "hunter2" not in str(error.value)
 
 
+@pytest.mark.parametrize(("text", "shard"), [("1/1", (1, 1)), ("2/3", (2, 3)), ("12/9999", (12, 9999)), (None, None)])
+def test_shards(text: str | None, shard: tuple[int, int] | None) -> None:
+    assert Config(shard=text).shard_of == shard
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0/3", "4/3", "1/0", "1/10000", "01/3", "1/3 ", "+1/3", "-1/3", "1", "1/", "/3", "1/2/3", "a/b", "\u0661/3", ""],
+)
+def test_bad_shards(text: str) -> None:
+    with pytest.raises(ConfigError, match="shard"):
+        _ = Config(shard=text).shard_of
+
+
+def test_connections_and_shard_from_every_layer(tmp_path: Path) -> None:
+    (tmp_path / "kcs.toml").write_text('connections = 2\nshard = "1/3"\n')
+    assert (load({}, {}).connections, load({}, {}).shard_of) == (2, (1, 3))
+    config = load({"shard": "3/3"}, {"KCS_CONNECTIONS": "4", "KCS_SHARD": "2/3"})
+    assert (config.connections, config.shard_of) == (4, (3, 3))
+
+
 def test_names_and_pairs() -> None:
     assert split_names(["a, b", "c", "a"]) == ["a", "b", "c"]
     assert parse_pairs(["k=v=w"], "-X") == {"k": "v=w"}

@@ -9,6 +9,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from random import SystemRandom
 
@@ -19,15 +20,18 @@ from kcs.cli.sinks import LIVE_TOPIC, open_sink, warned
 from kcs.cli.terminal import Bar, progress, say
 from kcs.clock import NS_PER_S, Clock, SystemClock
 from kcs.config import Config
-from kcs.errors import UnknownNameError, UsageError
+from kcs.errors import ConfigError, UnknownNameError, UsageError
 from kcs.exchanges import Subscription, Venue, venue
 from kcs.live.collector import Collector, CollectorResult, CollectorSettings, Log, Prepare
 from kcs.live.receipt import DeliveryInfo
+from kcs.live.shard import share
 from kcs.live.url import refuse_credentials
 from kcs.sink import NullSink, Sink
 from kcs.stats import GcReport, LatencyHistogram, Ledger
 
 SHOW_EVERY_S = 0.25
+CONNECTIONS_MAX = 8
+"""Of one subscription: a third one already brings little, and venues count them."""
 LAG_SHOWN_S = 1.0
 """Acks that take longer are shown."""
 TELL_AFTER_NS = 10 * NS_PER_S
@@ -38,7 +42,7 @@ TELL_EVERY_NS = 60 * NS_PER_S
 async def collect(verb: str, sink_kind: str, config: Config, *, quiet: bool = False) -> RunReport:
     """Run until the duration, a signal or a failure. Raises KcsError for what stops it from beginning."""
     clock, latency = SystemClock(), LatencyHistogram()
-    jobs = [(place, _settings(place, config)) for place in (venue(name) for name in config.exchange)]
+    jobs = _jobs(config)
     warnings = warned(sink_kind, config, urls=[settings.url or place.url for place, settings in jobs])
     async with AsyncExitStack() as stack:
         collectors, sinks = [], []
@@ -61,7 +65,24 @@ async def collect(verb: str, sink_kind: str, config: Config, *, quiet: bool = Fa
         with _stopping(collectors), measured(clock) as meters, progress(verb, total, quiet=quiet) as bar:
             async with _shown(bar, collectors, sinks, clock):
                 results = await _run_all(collectors)
-    return _report(verb, sink_kind, results, meters.gc.report(), meters.loop.report_ms(), latency, warnings)
+    named = [(place.name, result) for (place, _), result in zip(jobs, results, strict=True)]
+    return _report(verb, sink_kind, named, meters.gc.report(), meters.loop.report_ms(), latency, warnings)
+
+
+def _jobs(config: Config) -> list[tuple[Venue, CollectorSettings]]:
+    """Each exchange of which this shard has markets. Raises UsageError where it has none at all."""
+    jobs = [(place, _settings(place, config)) for place in (venue(name) for name in config.exchange)]
+    idle = [place.name for place, settings in jobs if not settings.subscriptions[0].markets]
+    if len(idle) == len(jobs):
+        counted = sum(len(config.market or place.default_markets) for place, _ in jobs)
+        raise UsageError(
+            f"none of the {counted} markets falls into shard {config.shard}",
+            where=", ".join(idle),
+            remedy="fewer shards, or more markets: this process would have nothing to do",
+        )
+    for name in idle:
+        say(f"kcs: {name}: no market falls into shard {config.shard}: the other shards have them all")
+    return [(place, settings) for place, settings in jobs if place.name not in idle]
 
 
 def _settings(place: Venue, config: Config) -> CollectorSettings:
@@ -85,10 +106,17 @@ def _settings(place: Venue, config: Config) -> CollectorSettings:
     for name, url in config.url.items():
         venue(name)
         refuse_credentials(url)
-    subscription = Subscription(config.channel, config.market or place.default_markets, wire_format, config.depth)
+    if not 1 <= config.connections <= CONNECTIONS_MAX:
+        raise ConfigError(f"{config.connections} is not 1 to {CONNECTIONS_MAX}", where="connections")
+    markets, shard = config.market or place.default_markets, config.shard_of
+    if shard is not None:
+        markets = share(markets, *shard)
+    subscription = Subscription(config.channel, markets, wire_format, config.depth)
     return CollectorSettings(
         directory=Path(config.capture),
         subscriptions=(subscription,),
+        connections=config.connections,
+        options={} if shard is None else {"shard": "{}/{}".format(*shard)},
         url=config.url.get(place.name),
         writer=WriterSettings(
             flush_ns=config.flush_ns,
@@ -150,8 +178,13 @@ async def _run_all(collectors: Sequence[Collector]) -> list[CollectorResult]:
 
 @contextmanager
 def _stopping(collectors: Sequence[Collector]) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run cleanly; the second one no longer waits for acks."""
+    """SIGINT and SIGTERM end the run cleanly, the second one no longer waits for acks; SIGUSR1 renews connections."""
     loop = asyncio.get_running_loop()
+
+    def renew() -> None:
+        say("kcs: asked for new connections; the old ones retire when these deliver")
+        for collector in collectors:
+            collector.renew()
 
     def stop(number: int) -> None:
         for collector in collectors:
@@ -159,10 +192,11 @@ def _stopping(collectors: Sequence[Collector]) -> Iterator[None]:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, int(number))
+    loop.add_signal_handler(signal.SIGUSR1, renew)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             loop.remove_signal_handler(number)
 
 
@@ -213,12 +247,13 @@ def _lag(collectors: Sequence[Collector], sinks: Sequence[Sink], now_ns: int) ->
 def _report(
     verb: str,
     sink_kind: str,
-    results: Sequence[CollectorResult],
+    named: Sequence[tuple[str, CollectorResult]],
     gc: GcReport,
     loop_lag: dict[str, float | int | None],
     latency: LatencyHistogram,
     warnings: Sequence[str],
 ) -> RunReport:
+    results = [result for _, result in named]
     ledger, notes = Ledger(), []
     for result in results:
         result.ledger.check()
@@ -228,8 +263,11 @@ def _report(
         if result.connect_failures:
             counts = ", ".join(f"{slug} {number}" for slug, number in sorted(result.connect_failures.items()))
             notes.append(f"connection attempts that failed: {counts}")
-        if result.gaps:
-            notes.append(f"{result.gaps} gaps: data of these windows may be missing at the venue's side")
+        if result.gaps > result.gaps_covered:
+            open_gaps = result.gaps - result.gaps_covered
+            notes.append(f"{open_gaps} gaps: data of these windows may be missing at the venue's side")
+        if result.gaps_covered:
+            notes.append(f"{result.gaps_covered} gaps of one connection were covered by another")
     captures = [
         {
             "path": str(capture.path),
@@ -246,7 +284,9 @@ def _report(
         ledger=ledger,
         captures=captures,
         digest=results[0].digest if len(results) == 1 and not ledger.lost else None,
+        gaps_covered=sum(result.gaps_covered for result in results),
         reconnects=sum(result.reconnects for result in results),
+        streams=[{"exchange": name, **asdict(stream)} for name, result in named for stream in result.streams],
         catch_ups=sum(result.catch_ups for result in results) if sink_kind != "null" else None,
         ack_latency=latency,
         gc=gc,

@@ -16,6 +16,12 @@ from kcs.config import Config, load, parse_pairs, split_names
 Exchange = Annotated[list[str] | None, typer.Option("--exchange", help="Repeatable or comma separated. [upbit]")]
 Channel = Annotated[list[str] | None, typer.Option("--channel", help="trade, orderbook, ticker. [all three]")]
 Market = Annotated[list[str] | None, typer.Option("--market", help="As the venue spells it: KRW-BTC. [the busiest]")]
+Connections = Annotated[
+    int | None, typer.Option("--connections", help="Sockets for the same subscription, de-duplicated. [1]")
+]
+Shard = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Take the I-th of N shares of the markets. [all of them]")
+]
 Url = Annotated[list[str] | None, typer.Option("--url", metavar="EXCHANGE=URL", help="Point a venue elsewhere.")]
 Directory = Annotated[Path | None, typer.Option("--capture", metavar="DIR", help="Directory of captures. [captures]")]
 Format = Annotated[str | None, typer.Option("--format", help="Wire format of the venue. [the venue's default]")]
@@ -36,6 +42,8 @@ def live(
     exchange: Exchange = None,
     channel: Channel = None,
     market: Market = None,
+    connections: Connections = None,
+    shard: Shard = None,
     bootstrap: options.Bootstrap = None,
     capture: Directory = None,
     url: Url = None,
@@ -71,6 +79,8 @@ def capture(
     exchange: Exchange = None,
     channel: Channel = None,
     market: Market = None,
+    connections: Connections = None,
+    shard: Shard = None,
     capture: Directory = None,
     url: Url = None,
     format_: Format = None,
@@ -94,6 +104,8 @@ def _settings(flags: Mapping[str, Any]) -> Config:
     """The configuration from a verb's parameters by name; None or empty means that the flag was not given."""
     plain = (
         "bootstrap",
+        "connections",
+        "shard",
         "depth",
         "duration",
         "topic",
@@ -136,4 +148,5 @@ def _described(settings: Config, sink: str) -> str:
     markets = ", ".join(settings.market) or "the busiest markets"
     target = "" if sink == "null" else f" -> {settings.bootstrap or 'embedded broker'}"
     channels = ", ".join(settings.channel)
-    return f"{', '.join(settings.exchange)}: {channels} of {markets} -> {settings.capture}/{target}"
+    part = "" if settings.shard is None else f", shard {settings.shard},"
+    return f"{', '.join(settings.exchange)}: {channels} of {markets}{part} -> {settings.capture}/{target}"

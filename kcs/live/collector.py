@@ -86,6 +86,8 @@ class CollectorResult:
     drained: bool
     """False when delivery is behind, records were still in flight after `drain_s`, or the sink broke down."""
     gaps: int
+    gaps_covered: int
+    """Those among them in which another connection of the subscription delivered all the while."""
     reconnects: int
     """Connections made after one was lost; planned renewals are none."""
     streams: tuple[StreamResult, ...]
@@ -438,6 +440,7 @@ class Collector:
             catch_ups=recorder.catch_ups,
             drained=self._drained,
             gaps=sum(session.gaps for session in sessions),
+            gaps_covered=sum(session.gaps_covered for session in sessions),
             reconnects=sum(session.reconnects for session in sessions),
             streams=self._lanes.results(),
             connect_failures=failures,

@@ -27,7 +27,7 @@ Cover = Callable[[int, int, str | None], int | None]
 class GapBook:
     """See the module docstring."""
 
-    __slots__ = ("_cause", "_cover", "_from_ns", "_markets", "_stream", "count")
+    __slots__ = ("_cause", "_cover", "_from_ns", "_markets", "_stream", "count", "covered")
 
     def __init__(self, stream: int, cover: Cover) -> None:
         self._stream = stream
@@ -37,6 +37,8 @@ class GapBook:
         self._markets: tuple[str, ...] = ()
         self.count = 0
         """Gaps written so far."""
+        self.covered = 0
+        """Those among them that a twin covered."""
 
     @property
     def is_open(self) -> bool:
@@ -78,6 +80,7 @@ class GapBook:
         from_ns = min(from_ns, to_ns)
         twin = self._cover(from_ns, to_ns, market)
         self.count += 1
+        self.covered += twin is not None
         told = f"gap of {(to_ns - from_ns) / NS_PER_S:.3f} s ({cause})"
         told += f" of {market}" if market is not None else ""
         told += "" if twin is None else f", covered by stream {twin}"

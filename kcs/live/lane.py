@@ -2,10 +2,10 @@
 
 A **lane** is one connection's place. It has two stream numbers and uses one of them at a time: a planned renewal (the
 venue's age limit, or an operator's request) opens the new connection on the other number, on trial. Once that one has
-brought its first event, and the old one another after it, the old one is closed (1000, `planned`, no gap) and its number
-is free for the next renewal. The frames of both are captured meanwhile; the pipeline drops what came twice. The old
-one's event proves that it had delivered everything until then: it may have been dead for a while without a sign. If it
-was, its own rules find that out (no pong, silence), and its gap is written as ever.
+brought its first event, and the old one another after it, the old one is closed (1000, `planned`, no gap) and its
+number is free for the next renewal. The frames of both are captured meanwhile; the pipeline drops what came twice. The
+old one's event proves that it had delivered everything until then: it may have been dead for a while without a sign. If
+it was, its own rules find that out (no pong, silence), and its gap is written as ever.
 
 A trial that brings nothing within `TRIAL_NS` is given up (`abandoned`), and another, longer one is made later; the old
 connection knows nothing of all this. Should the old one be lost during a trial, whichever delivers first goes on.

@@ -204,6 +204,11 @@ class Session:
         return self._gap.count
 
     @property
+    def gaps_covered(self) -> int:
+        """Those among them that a twin covered."""
+        return self._gap.covered
+
+    @property
     def last_data_ns(self) -> int:
         """When the venue last said something that is no heartbeat; the opening when it has not yet."""
         return self._hearing.last_data_ns

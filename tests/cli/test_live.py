@@ -12,13 +12,13 @@ from unittest.mock import ANY
 import pytest
 
 from kcs.capture.reader import CaptureReader
-from kcs.model import Kind
+from kcs.model import CloseFields, Kind
 from kcs.verify import verify
 from tests.cli.processes import Done, Kcs, balanced, partials, run, running, sealed, wait_frames
 
 REPORT_KEYS = {
     *("verb", "seconds", "frames", "events", "suppressed", "records", "digest", "captures", "gaps", "reconnects"),
-    *("catch_ups", "rate", "lateness_ms", "ack_latency_ms", "gc", "loop_lag_ms"),
+    *("gaps_covered", "streams", "catch_ups", "rate", "lateness_ms", "ack_latency_ms", "gc", "loop_lag_ms"),
 }
 FRAME_KEYS = {"received", "captured", "uncaptured", "parsed", "ignored", "rejected", "behind"}
 LATENCY_KEYS = {"count", "p50", "p90", "p99", "p999", "max"}
@@ -101,6 +101,66 @@ def test_only_what_was_asked_for_is_collected_and_stands_in_the_header(sim_url: 
         assert options["format"] == "SIMPLE"
         payloads = [record.payload for record in reader.records() if record.kind is Kind.BINARY]
     assert all(payload.startswith((b'{"ty":"trade"', b'{"status"')) for payload in payloads)
+
+
+def test_two_connections_are_captured_and_produced_once(sim_url: str, tmp_path: Path) -> None:
+    args = ("--connections", "2", "--duration", "1500ms", "--json")
+    report = run(*collecting("live", sim_url, tmp_path, *args), cwd=tmp_path).json
+    balanced(report)
+    (path,) = sealed(tmp_path / "captures")
+    with CaptureReader(path) as reader:
+        assert reader.header.options["connections"] == 2
+        frames = [record.stream for record in reader.records() if record.kind is Kind.BINARY]
+    assert set(frames) == {0, 1}
+    first, second = report["streams"]
+    assert (first["exchange"], first["stream"], second["stream"]) == ("upbit", 0, 1)
+    assert (first["frames"], second["frames"]) == (frames.count(0), frames.count(1))
+    assert (first["opens"], second["opens"]) == (1, 1)
+    produced = report["records"]["produced"] - report["events"]["gap"]
+    assert first["saved"] + second["saved"] == produced
+    assert sum(report["suppressed"].values()) > 0.8 * produced
+    assert verify(path).digest == report["digest"]
+
+
+def test_sigusr1_renews_the_connection_without_a_gap(sim_url: str, tmp_path: Path) -> None:
+    directory = tmp_path / "captures"
+    with running(*collecting("live", sim_url, tmp_path, "--json"), cwd=tmp_path) as kcs:
+        wait_frames(kcs, directory, 20)
+        kcs.send(signal.SIGUSR1)
+        kcs.wait_said("retires")
+        kcs.send(signal.SIGTERM)
+        done = kcs.wait()
+    assert done.code == 0, done.err
+    report = done.json
+    balanced(report)
+    assert (report["gaps"], report["reconnects"]) == (0, 0)
+    assert [(stream["stream"], stream["opens"], stream["saved"]) for stream in report["streams"]] == [
+        (0, 1, None),
+        (1, 1, None),
+    ]
+    (path,) = sealed(directory)
+    with CaptureReader(path) as reader:
+        closes = [
+            (r.stream, r.fields.code, r.fields.cause) for r in reader.records() if isinstance(r.fields, CloseFields)
+        ]
+    assert closes == [(0, 1000, "planned"), (1, 1000, "stop")]
+    verdict = verify(path)
+    assert verdict.ok
+    assert verdict.digest == report["digest"]
+
+
+def test_shards_share_the_markets_and_say_so(sim_url: str, tmp_path: Path) -> None:
+    markets = "KRW-BTC,KRW-ETH,KRW-XRP,KRW-SOL,KRW-DOGE"
+    seen: list[str] = []
+    for shard in ("1/2", "2/2"):
+        args = ("--market", markets, "--shard", shard, "--channel", "trade", "--duration", "600ms")
+        command = ["capture", "--url", f"upbit={sim_url}", "--capture", tmp_path / shard[0], *args]
+        assert run(*command, cwd=tmp_path).code == 0
+        (path,) = sealed(tmp_path / shard[0])
+        with CaptureReader(path) as reader:
+            assert reader.header.options["shard"] == shard
+            seen += reader.header.options["markets"]
+    assert sorted(seen) == sorted(markets.split(","))
 
 
 def test_a_second_collector_is_refused_and_the_first_goes_on(sim_url: str, tmp_path: Path) -> None:

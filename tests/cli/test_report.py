@@ -17,6 +17,38 @@ def test_what_a_failed_disk_never_took_is_in_the_json_and_in_the_loss_line() -> 
     assert report.exit_code() == 1, "a run that failed is 1, whatever else it lost"
 
 
+def test_gaps_that_another_connection_covered_fail_nothing() -> None:
+    ledger = Ledger(gaps=2, produced=2, acked=2)
+    ledger.check()
+    streams = [
+        {"exchange": "upbit", "stream": 0, "frames": 1_200, "saved": 3, "opens": 2},
+        {"exchange": "upbit", "stream": 1, "frames": 1_500, "saved": 1_400, "opens": 1},
+    ]
+    codes = []
+    for covered in (0, 1, 2):
+        report = RunReport("live", 1.0, ledger, gaps_covered=covered, reconnects=1, streams=streams)
+        codes.append(report.exit_code(fail_on_gaps=True))
+        assert report.exit_code() == 0
+        assert report.as_json()["gaps_covered"] == covered
+    assert codes == [3, 3, 0]
+    assert report.as_json()["streams"] == streams
+    rows = report.lines()
+    assert ("connections", "1 reconnects, 2 gaps, 2 of them covered by another connection") in rows
+    assert ("  stream", "1: 1,500 frames, 1,400 of them first here") in rows
+
+
+def test_what_a_replay_does_not_know_is_null() -> None:
+    report = RunReport("replay", 1.0, Ledger(gaps=1, produced=1, acked=1))
+    assert report.as_json()["gaps_covered"] is report.as_json()["streams"] is None
+    assert report.exit_code(fail_on_gaps=True) == 3
+
+
+def test_one_connection_saves_nothing_to_speak_of() -> None:
+    streams = [{"exchange": "upbit", "stream": 0, "frames": 10, "saved": None, "opens": 1}]
+    report = RunReport("live", 1.0, Ledger(), reconnects=0, streams=streams)
+    assert "  stream" not in dict(report.lines())
+
+
 def test_what_goes_nowhere_is_not_acknowledged() -> None:
     ledger = Ledger(received=3, captured=3, parsed=3, trades=3, produced=3, acked=3)
     ledger.check()
