@@ -148,14 +148,11 @@ def text_of(unit: bytes, head: bytes, tail: bytes, size: int) -> bytes:
 
 _BOOK = b'{"ty":"orderbook","cd":"KRW-BTC","tms":1,"obu":['
 _LEVEL = b'{"ap":1,"bp":1,"as":1,"bs":1}'
-_TRADE = b'{"ty":"trade","cd":"K","ttms":1,"tp":1,"tv":1,"ab":"BID","sid":1}'
 
 HELD: dict[str, Callable[[], tuple[int, bytes]]] = {
     "zeros": lambda: (3, bytes(60 * MIB)),
-    "braces": lambda: (3, b'{"a":' * (12 * MIB)),
     "a book of 2 million levels": lambda: (3, text_of(_LEVEL, _BOOK, b"]}", 60 * MIB)),
     "the largest book that is decoded": lambda: (3, text_of(_LEVEL, _BOOK, b"]}", 15 * MIB)),
-    "as many trades as are decoded": lambda: (3, text_of(_TRADE, b"[", b"]", 15 * MIB)),
     "a state of 15 million trade ids": lambda: (
         9, _LENGTH(20) + b'{"market":"KRW-BTC"}' + text_of(b'"1"', b'{"trades":[', b"]}", 60 * MIB),
     ),
