@@ -11,7 +11,8 @@ marks. When all is acknowledged it writes the receipt. Killed at any point it ma
 
 Records in Kafka whose frames died with the process (`Delivered.orphans`) stay: they were real. A damaged capture is
 delivered as far as it goes, and its receipt says `"whole": false`. A capture that could not be sealed (a full disk) is
-delivered from its `.partial` and gets its receipt once it is sealed.
+delivered from its `.partial` and gets its receipt once it is sealed. Where there is only a delivery file, see
+`kcs.absent`.
 
 Contract: yields to the loop at least every `SLICE_RECORDS` records; memory is bounded by one chunk and the sink's
 buffer; `stop` ends it after the record at hand, and the next run goes on. Times in s unless named otherwise.
@@ -24,10 +25,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from kcs.absent import settle_absent
 from kcs.capture.framecount import FrameCount
 from kcs.capture.leftover import PARTIAL
 from kcs.capture.osfile import assert_not_locked
@@ -48,13 +49,17 @@ from kcs.live.receipt import (
     DeliveryFile,
     DeliveryInfo,
     Missing,
+    capture_of,
     has_receipt,
     read_delivery,
     write_delivery,
     write_receipt,
 )
+from kcs.outcome import Delivered, described
 from kcs.pipeline import Pipeline
 from kcs.stats import Ledger
+
+__all__ = ["Delivered", "deliver", "deliver_all", "described"]
 
 SETTLE_S: Final = 5.0
 SLICE_RECORDS: Final = 128
@@ -66,37 +71,6 @@ Log = Callable[[str, str], None]
 """log(level, text); level is `info`, `warning` or `error`."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """What became of one capture.
-
-    `ledger` is that of the whole capture, however much was there before: its `acked` includes `already`, the records
-    found in Kafka; its `unread` are records that the damaged file holds no more. `orphans`: records in Kafka with frame
-    numbers at or beyond the capture's end. `missing` None: the capture is whole. `stopped`: it was told to stop before
-    all was delivered. `receipt` None: it was stopped, records are in flight, the file is a `.partial`, or the disk
-    refused the receipt (`unreceipted`): then the next delivery finds nothing to send and writes it.
-    """
-
-    path: Path
-    capture_id: bytes
-    exchange: str
-    sealed: bool
-    ledger: Ledger
-    already: int
-    orphans: int
-    digest: str | None
-    missing: Missing | None
-    receipt: Path | None
-    unreceipted: CaptureWriteError | None
-    stopped: bool
-    seconds: float
-
-    @property
-    def complete(self) -> bool:
-        """All that the capture holds is in Kafka."""
-        return not self.stopped and self.ledger.acked == self.ledger.produced
 
 
 class _Stopped(Exception):
@@ -125,6 +99,8 @@ async def deliver(
             raise CaptureError("it has a receipt: nothing of it is left to deliver", where=str(path))
         delivery = read_delivery(path)
         assert delivery is not None, "a claim is a lock on it"
+        if capture_of(path) is None:
+            return await settle_absent(path, delivery, settings_of(path, delivery, settings), clock, settle_s)
         with CaptureReader(path, strict=False) as reader:
             check_file(path, reader.header, delivery)
             job = _Job(reader, settings_of(path, delivery, settings), clock, delivery, claim, stop)
@@ -161,24 +137,6 @@ async def deliver_all(
         settle_s = 0.0
         done.append(one)
     return done
-
-
-def described(done: Delivered) -> str:
-    """One line about a delivery."""
-    ledger = done.ledger
-    sent = ledger.acked - done.already
-    text = f"{done.path}: {sent:,} records delivered, {done.already:,} were there already"
-    if done.orphans:
-        text += f"; {done.orphans:,} records of frames that died with the process are in Kafka beyond the capture's end"
-    if ledger.failed:
-        text += f"; {ledger.failed:,} failed"
-    if done.missing is not None:
-        text += "; the capture is not whole"
-    if done.unreceipted is not None:
-        text += f"; no receipt: {done.unreceipted.what}"
-    if done.stopped or ledger.in_flight:
-        text += "; stopped before the end, the next start goes on"
-    return text
 
 
 def _claim(path: Path) -> Claim:

@@ -25,7 +25,15 @@ from kcs.kafka import marks, topics
 from kcs.kafka.batch import BatchRecord
 from kcs.kafka.partition import partition_of
 from kcs.kafka.settings import KafkaSettings
-from kcs.live.receipt import Claim, delivery_path, read_delivery, read_receipt, receipt_path
+from kcs.live.receipt import (
+    Claim,
+    DeliveryInfo,
+    delivery_path,
+    read_delivery,
+    read_receipt,
+    receipt_path,
+    write_delivery,
+)
 from kcs.model import CloseFields, Kind, OpenFields
 from kcs.sink import POSITION, RECORD_SCHEMA_VERSION
 from kcs.verify import verify
@@ -634,6 +642,54 @@ def test_a_torn_receipt_is_written_anew(broker: Broker, path: Path) -> None:
     assert (again.already, again.digest) == (600, done.digest)
     assert receipt_path(path).read_bytes() == whole
     assert broker.holds() == made_by(path, COUNTS)
+
+
+# --- no capture -------------------------------------------------------------------------------------------------------
+
+
+def test_a_delivery_file_without_a_capture_is_settled_by_counting(broker: Broker, path: Path) -> None:
+    produce_some(broker, path, 30)
+    before = broker.holds()
+    content = path.read_bytes()
+    path.unlink()
+    done = run(broker, path)
+    assert broker.holds() == before
+    assert (done.absent, done.orphans, done.sealed, done.receipt) == (True, 30, False, receipt_path(path))
+    assert "30 records of it are in Kafka" in described(done)
+    receipt = read_receipt(path)
+    assert receipt is not None
+    assert (receipt.absent, receipt.whole, receipt.digest, receipt.uncaptured) == (True, False, None, 30)
+    with pytest.raises(CaptureError, match="nothing of it is left"):
+        run(broker, path)
+    path.write_bytes(content)
+    again = run(broker, path)
+    assert (again.already, again.absent, again.receipt) == (30, False, receipt_path(path))
+    assert broker.holds() == made_by(path, COUNTS)
+    assert read_receipt(path) != receipt
+
+
+def test_nothing_is_asked_of_kafka_where_nothing_can_be_there(broker: Broker, path: Path) -> None:
+    path.unlink()
+    begin_of(path, None, {})
+    done = run(broker, path)
+    assert (done.orphans, broker.asked) == (0, [])
+    begin_of(path, CLUSTER, COUNTS)
+    receipt_path(path).unlink()
+    run(broker, path)
+    assert broker.asked == ["in sync?", "marks?"]
+
+
+def begin_of(path: Path, cluster: str | None, counts: dict[str, int]) -> None:
+    info = DeliveryInfo(cluster, "{channel}.{exchange}", True, counts, lambda capture_id: None, "fake:9092")
+    write_delivery(path, capture_id(1), info)
+
+
+def test_a_delivery_file_of_no_capture_at_all(broker: Broker, path: Path) -> None:
+    path.unlink()
+    written = json.loads(delivery_path(path).read_text())
+    for name in ("nothing", "00" * 8, ""):
+        delivery_path(path).write_text(json.dumps({**written, "capture": name}))
+        assert "there is none" in refused(broker, path)
 
 
 # --- several ----------------------------------------------------------------------------------------------------------

@@ -25,8 +25,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kafka": {"errors", "clock", "sink", "stats"},
     "live": {"errors", "clock", "model", "sink", "stats", "pipeline", "exchanges", "capture"},
     "destination": {"errors", "model", "sink", "exchanges", "capture", "kafka", "live"},
+    "outcome": {"errors", "live", "stats"},
+    "absent": {"errors", "clock", "stats", "kafka", "live", "destination", "outcome"},
     "deliver": {"errors", "clock", "sink", "stats", "pipeline", "exchanges", "capture", "kafka", "live"}
-    | {"destination"},
+    | {"destination", "outcome", "absent"},
     "replay": {"errors", "clock", "model", "sink", "stats", "pipeline", "exchanges", "capture"},
     "sim": {"errors", "clock", "model", "capture"},
     "export": {"errors", "clock", "model"},

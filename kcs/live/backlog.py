@@ -13,20 +13,25 @@ Raise CaptureError only where the directory itself cannot be read.
 
 from __future__ import annotations
 
+import calendar
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
-from kcs.capture.format import CaptureHeader
 from kcs.capture.leftover import PARTIAL, SealedLeftover, seal_in_place
 from kcs.capture.osfile import assert_not_locked
 from kcs.capture.reader import CaptureReader
+from kcs.clock import NS_PER_S
 from kcs.errors import CaptureBusyError, CaptureError
-from kcs.live.receipt import Claim, DeliveryFile, base_name, delivery_path, has_receipt, read_delivery
+from kcs.live.receipt import Claim, DeliveryFile, base_name, capture_of, has_receipt, read_delivery
 
 Log = Callable[[str, str], None]
 """log(level, text); level is `info`, `warning` or `error`."""
 
-_DEFAULT_PORT = "9092"
+_DEFAULT_PORT: Final = "9092"
+_NAME: Final = re.compile(r"(.+)-(\d{8}T\d{6}Z)-[0-9a-f]{16}")
 
 
 def seal_left(directory: Path, exchange: str, log: Log) -> list[SealedLeftover]:
@@ -65,65 +70,67 @@ def described(done: SealedLeftover) -> str:
 def left_captures(directory: Path, exchange: str, cluster_id: str, bootstrap: str, log: Log) -> list[Path]:
     """Captures with a delivery file that names this cluster and without a receipt, sealed or not, oldest first.
 
-    The order is that of (created_ns, sequence) in their headers. A capture whose delivery began while the broker was
-    away names no cluster but the brokers' addresses; it belongs here if `bootstrap` has one of them.
+    The order is that of (created_ns, sequence) in their headers. Where a delivery file has no capture beside it, the
+    sealed name is given all the same: what is in Kafka of it has to be counted. A capture whose delivery began while
+    the broker was away names no cluster but brokers; it belongs here if `bootstrap` has one of their addresses.
     """
     found: list[tuple[int, int, str, Path]] = []
     for file in _files(directory, f"{exchange}-*.delivery.json"):
         base = file.with_name(file.name.removesuffix(".delivery.json"))
         try:
-            if has_receipt(base):
-                continue
-            left = _left(base, exchange, cluster_id, bootstrap, log)
+            left = None if has_receipt(base) else _left(base, exchange)
+            if left is not None and _meant_for(read_delivery(base), left[-1], cluster_id, bootstrap, log):
+                found.append(left)
         except CaptureBusyError:
             continue  # being written, or being delivered
         except CaptureError as error:
             log("warning", f"not delivered: {error}")
-            continue
-        if left is not None:
-            path, header = left
-            found.append((header.created_ns, header.sequence, path.name, path))
     return [path for *_, path in sorted(found)]
 
 
-def _left(base: Path, exchange: str, cluster_id: str, bootstrap: str, log: Log) -> tuple[Path, CaptureHeader] | None:
-    """The capture of a delivery file, if it is this exchange's and there is something to deliver here."""
-    delivery = read_delivery(base)
-    if delivery is None:
-        return None
+def _left(base: Path, exchange: str) -> tuple[int, int, str, Path] | None:
+    """(created_ns, sequence, name, path) of a delivery file's capture; None: it is another exchange's.
+
+    Raises CaptureBusyError while somebody has it.
+    """
     path = capture_of(base)
     if path is None:
-        log("warning", f"{delivery_path(base)} names a capture that was not delivered to its end and is not there")
-        return None
+        named = _NAME.fullmatch(base.name)
+        if named is None or named[1] != exchange:
+            return None
+        Claim(base).release()
+        return begun_ns(base), 0, base.name, base.with_name(f"{base.name}.zst")
     with CaptureReader(path, strict=False) as reader:
         header = reader.header
     if header.exchange != exchange:
         return None
     if path.name.endswith(PARTIAL):
-        assert_not_locked(path)  # first: the claim of a file that just begins must not be in its writer's way
+        assert_not_locked(path)
     Claim(path).release()
-    if not _meant_for(delivery, cluster_id, bootstrap):
-        where = (
-            f"cluster {delivery.cluster}" if delivery.cluster is not None else f"the brokers at {delivery.bootstrap}"
-        )
+    return header.created_ns, header.sequence, path.name, path
+
+
+def begun_ns(capture: Path) -> int:
+    """When it began, by its name, to the second; 0 where the name does not say."""
+    named = _NAME.fullmatch(base_name(capture))
+    try:
+        return 0 if named is None else calendar.timegm(time.strptime(named[2], "%Y%m%dT%H%M%SZ")) * NS_PER_S
+    except ValueError:
+        return 0
+
+
+def _meant_for(delivery: DeliveryFile | None, path: Path, cluster_id: str, bootstrap: str, log: Log) -> bool:
+    """Whether it goes to this cluster; `log` is told where it goes else."""
+    if delivery is None:
+        return False
+    if delivery.cluster is None:
+        meant, where = _servers(delivery.bootstrap) & _servers(bootstrap), f"the brokers at {delivery.bootstrap}"
+        here = bool(meant)
+    else:
+        here, where = delivery.cluster == cluster_id, f"cluster {delivery.cluster}"
+    if not here:
         log("warning", f"{path} is not delivered to its end: it belongs to {where}, and this is cluster {cluster_id}")
-        return None
-    return path, header
-
-
-def capture_of(base: Path) -> Path | None:
-    """The file of a capture, sealed or not; None: neither is there. `base` is any of its names."""
-    sealed = base.with_name(base_name(base) + ".zst")
-    for path in (sealed, sealed.with_name(sealed.name + PARTIAL)):
-        if path.exists():
-            return path
-    return None
-
-
-def _meant_for(delivery: DeliveryFile, cluster_id: str, bootstrap: str) -> bool:
-    if delivery.cluster is not None:
-        return delivery.cluster == cluster_id
-    return bool(_servers(delivery.bootstrap) & _servers(bootstrap))
+    return here
 
 
 def _servers(bootstrap: str) -> set[str]:

@@ -12,13 +12,16 @@ the first record.
 
 Receipt: `records` counts all of the capture, whoever delivered it (`acked` includes what was found in Kafka already).
 `failed` of them were refused by the broker for their content; they are named in the log and will never be there.
-`digest` is that of the whole capture. Three keys are there only where they say something:
+`digest` is that of the whole capture. Some keys are there only where they say something:
     "recovered": true    delivered, in part at least, after its run had ended (by the next start or by `kcs recover`)
     "uncaptured": n      so many records in Kafka have frame numbers at or beyond the capture's end: their frames died
                          with the process before they reached the disk. They lie above `last` of their partition.
     "whole": false       the capture is damaged or has holes: all that is there is delivered; `digest` is null, and
                          "missing" says what is not there: {"records": n or null, "damage": [text, ...]}. What had been
                          delivered of the missing records before the damage is in Kafka and has no frame here.
+    "absent": true       there was no capture beside the delivery file (a run that rotates may die before the new file
+                         is made): nothing can be delivered, `uncaptured` counts what is in Kafka of it. This holds as
+                         long as there is none.
 `offsets` are the first and last offset a partition of the capture's records below its end.
 
 Whoever delivers a capture holds its `Claim`, so that no two do it at once. Raises CaptureWriteError, CaptureBusyError,
@@ -138,6 +141,7 @@ class Receipt(msgspec.Struct, frozen=True):
     uncaptured: int = 0
     whole: bool = True
     missing: Missing | None = None
+    absent: bool = False
 
 
 class Claim:
@@ -175,11 +179,20 @@ class Claim:
                 remedy="let it finish, or stop it; then run this again",
             )
 
+    @classmethod
+    def unheld(cls, capture: Path) -> Claim:
+        """One for a delivery file that is about to be written: it is held from the moment when the file appears."""
+        claim = cls.__new__(cls)
+        claim.path = delivery_path(capture)
+        claim._fd = -1
+        return claim
+
     def move_to(self, fd: int) -> None:
         """The delivery file is about to be replaced by the open, unlocked `fd`, whose owner this becomes."""
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         old, self._fd = self._fd, fd
-        os.close(old)
+        if old >= 0:
+            os.close(old)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self) -> None:
         """Let others; safe to call twice."""
@@ -191,6 +204,18 @@ class Claim:
 def base_name(capture: Path) -> str:
     """`upbit-20260102T030405Z-0011223344556677` of the sealed or the partial file."""
     return capture.name.removesuffix(".partial").removesuffix(".zst")
+
+
+def capture_of(base: Path) -> Path | None:
+    """The file of a capture, sealed or not; None: neither is there, or it is empty. `base` is any of its names."""
+    sealed = base.with_name(base_name(base) + ".zst")
+    for path in (sealed, sealed.with_name(sealed.name + ".partial")):
+        try:
+            if path.stat().st_size:
+                return path
+        except OSError:
+            continue
+    return None
 
 
 def delivery_path(capture: Path) -> Path:
@@ -227,6 +252,17 @@ def write_delivery(
     return _write(delivery_path(capture), content, fsync, claim)
 
 
+def begin_delivery(capture: Path, capture_id: bytes, delivery: DeliveryInfo, *, fsync: bool = False) -> Claim:
+    """`write_delivery` for a file that begins, and its claim, which nobody else can have had before."""
+    claim = Claim.unheld(capture)
+    try:
+        write_delivery(capture, capture_id, delivery, fsync=fsync, claim=claim)
+    except CaptureError:
+        claim.release()
+        raise
+    return claim
+
+
 def write_receipt(
     capture: Path,
     capture_id: bytes,
@@ -237,9 +273,13 @@ def write_receipt(
     recovered: bool = False,
     uncaptured: int = 0,
     missing: Missing | None = None,
+    absent: bool = False,
     fsync: bool = False,
 ) -> Path:
-    """Say that nothing of this capture is left to deliver, and where it is. `missing`: the capture is not whole."""
+    """Say that nothing of this capture is left to deliver, and where it is.
+
+    `missing`: the capture is not whole. `absent`: there is no capture; what is said holds as long as there is none.
+    """
     content = {
         "version": DELIVERY_VERSION,
         "capture": capture_id.hex(),
@@ -262,6 +302,8 @@ def write_receipt(
     if missing is not None:
         content["whole"] = False
         content["missing"] = msgspec.to_builtins(missing)
+    if absent:
+        content["absent"] = True
     return _write(receipt_path(capture), content, fsync)
 
 
@@ -296,13 +338,14 @@ def read_receipt(capture: Path) -> Receipt | None:
 
 
 def has_receipt(capture: Path) -> bool:
-    """Whether nothing of the capture is left to deliver.
+    """Whether nothing of the capture is left to deliver; `capture` is any of its names.
 
     A receipt that cannot be read (a power cut tore it) counts as none: a delivery finds everything there and writes it
     anew. One of a newer kcs counts.
     """
     try:
-        return read_receipt(capture) is not None
+        receipt = read_receipt(capture)
+        return receipt is not None and not (receipt.absent and capture_of(capture) is not None)
     except NewerFormatError:
         return True
     except CaptureError:

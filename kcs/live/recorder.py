@@ -22,7 +22,7 @@ from kcs.capture.writer import CaptureWriter, SealedCapture
 from kcs.clock import NS_PER_MS, NS_PER_S, Clock
 from kcs.errors import CaptureError, CaptureWriteError, KafkaError, LedgerError
 from kcs.live.follower import Follower, State
-from kcs.live.receipt import Claim, DeliveryInfo, base_name, write_delivery, write_receipt
+from kcs.live.receipt import Claim, DeliveryInfo, base_name, begin_delivery, write_delivery, write_receipt
 from kcs.live.scrub import scrub
 from kcs.model import ClockFields, Fields, Kind, OpenFields
 from kcs.pipeline import Pipeline
@@ -416,13 +416,12 @@ class Recorder:
             return
         try:
             # Synced in any case: a power cut that tears it would leave a capture that nobody delivers.
-            write_delivery(file.path, file.capture_id, self._delivery, fsync=True, claim=file.claim)
             if file.claim is None:
-                file.claim = Claim(file.path)
+                file.claim = begin_delivery(file.path, file.capture_id, self._delivery, fsync=True)
+            else:
+                write_delivery(file.path, file.capture_id, self._delivery, fsync=True, claim=file.claim)
         except CaptureWriteError as error:
             self.fail(error)
-        except CaptureError as error:
-            self.fail(CaptureWriteError(f"its delivery cannot be claimed: {error.what}", where=error.where))
 
     def _disclaim(self, file: _File) -> None:
         if file.claim is not None:

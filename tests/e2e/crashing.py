@@ -27,7 +27,7 @@ from kcs.capture.reader import CaptureReader
 from kcs.kafka import topics
 from kcs.kafka.partition import partition_of
 from kcs.kafka.settings import KafkaSettings
-from kcs.live.receipt import delivery_path, read_receipt, receipt_path
+from kcs.live.receipt import read_receipt
 from kcs.sink import POSITION
 from tests.broker import made_by
 from tests.cli.processes import Done, Kcs, partials, running, sealed, wait_for
@@ -50,7 +50,7 @@ Entry = tuple[int, int, bytes, bytes]
 class Crash:
     """One `kill -9`, `after_s` after a `moment` (see `MOMENTS`).
 
-    `owed`: captures without a receipt afterwards; `said`: the last thing that was on stderr.
+    `owed`: delivery files without a receipt afterwards; `said`: the last thing that was on stderr.
     """
 
     moment: str
@@ -126,9 +126,12 @@ def check_talk(kcs: Kcs) -> None:
 
 
 def owed(directory: Path) -> list[Path]:
-    """Captures with a delivery file and no receipt."""
-    paths = [*sealed(directory), *partials(directory)]
-    return [path for path in paths if delivery_path(path).exists() and not receipt_path(path).exists()]
+    """The delivery files without a receipt."""
+    return [path for path in sorted(directory.glob("*.delivery.json")) if not _receipt(path).exists()]
+
+
+def _receipt(delivery: Path) -> Path:
+    return delivery.with_name(delivery.name.replace(".delivery.", ".receipt."))
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------
@@ -136,7 +139,9 @@ def owed(directory: Path) -> list[Path]:
 
 @dataclass(slots=True)
 class Compared:
-    """Captures against topics. `orphans`: records beyond the end of their capture, each a frame that died.
+    """Captures against topics. `orphans`: records beyond the end of their capture, each of a frame that died.
+
+    `absent`: the same of captures whose run died before their file was made; a receipt has to say how many.
 
     `wrong`: everything that must not be, the first few in words.
     """
@@ -146,6 +151,7 @@ class Compared:
     events: int = 0
     found: int = 0
     orphans: int = 0
+    absent: int = 0
     missing: int = 0
     doubled: int = 0
     misplaced: int = 0
@@ -170,10 +176,7 @@ def compare(directory: Path, bootstrap: str, template: str) -> Compared:
     counts = asyncio.run(topics.partition_counts(KafkaSettings(bootstrap), _names(template)))
     for path in ordered:
         _compare_one(result, path, held, counts, template)
-    known = {_id(path) for path in ordered}
-    for place, by_capture in held.items():
-        for capture in by_capture.keys() - known:
-            result.say(f"{place}: {len(by_capture[capture])} records of an unknown capture {capture.hex()}")
+    _compare_absent(result, directory, {_id(path) for path in ordered}, held)
     _compare_order(result, ordered, held)
     return result
 
@@ -250,12 +253,30 @@ def _compare_receipt(result: Compared, path: Path, events: int, orphans: int) ->
         result.say(f"{path.name}: its receipt says {told}; there are {events} and {orphans}")
 
 
+def _compare_absent(result: Compared, directory: Path, known: set[bytes], held: Held) -> None:
+    """Records of captures that are not there, as their receipts count them."""
+    there: Counter[bytes] = Counter()
+    for by_capture in held.values():
+        there.update({capture: len(entries) for capture, entries in by_capture.items() if capture not in known})
+    told: Counter[bytes] = Counter()
+    for path in directory.glob("*.receipt.json"):
+        receipt = read_receipt(path.with_name(path.name.removesuffix(".receipt.json")))
+        if receipt is not None and receipt.absent:
+            told[bytes.fromhex(receipt.capture)] = receipt.uncaptured
+    result.absent = there.total()
+    if there != told:
+        result.say(f"of captures that are not there: {dict(there)} records, receipts say {dict(told)}")
+
+
 def _compare_order(result: Compared, ordered: Sequence[Path], held: Held) -> None:
     """On each partition the captures follow one another, oldest first, each in order of its positions."""
-    rank = {_id(path): number for number, path in enumerate(ordered)}
+    rank = {_id(path): number for number, path in enumerate(ordered)}  # captures that are not there have no rank
     for place, by_capture in held.items():
         entries = sorted(
-            (offset, rank.get(capture, -1), entry[:2]) for capture, of in by_capture.items() for offset, entry in of
+            (offset, rank[capture], entry[:2])
+            for capture, of in by_capture.items()
+            if capture in rank
+            for offset, entry in of
         )
         positions = [(number, position) for _, number, position in entries]
         if positions != sorted(positions):

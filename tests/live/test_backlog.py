@@ -14,7 +14,7 @@ from kcs.capture.reader import CaptureReader
 from kcs.capture.writer import CaptureWriter, WriterSettings
 from kcs.kafka.tally import Delivery
 from kcs.live import backlog
-from kcs.live.backlog import capture_of, left_captures, seal_left
+from kcs.live.backlog import begun_ns, left_captures, seal_left
 from kcs.live.receipt import Claim, DeliveryInfo, delivery_path, receipt_path, write_delivery, write_receipt
 from kcs.model import Kind
 from tests.replay.making import START_NS, capture_header, capture_id, trade
@@ -216,14 +216,37 @@ def test_damaged_files_are_named_and_passed_over(tmp_path: Path) -> None:
     delivery_path(torn).write_text('{"version": 1, "cap')
     unreadable = left(tmp_path, 3)
     unreadable.write_bytes(b"nothing")
-    gone = left(tmp_path, 4)
-    gone.unlink()
     log = Log()
     assert found(tmp_path, log) == [good]
-    assert sorted(name for name in (torn.stem, unreadable.name, gone.stem) if any(name in t for t in log.warnings)) == (
-        sorted([torn.stem, unreadable.name, gone.stem])
-    )
-    assert len(log.warnings) == 3
+    assert len(log.warnings) == 2
+    for name in (torn.stem, unreadable.name):
+        assert any(name in text for text in log.warnings)
+
+
+def test_a_delivery_file_without_a_capture_is_left_too_until_it_is_settled(tmp_path: Path) -> None:
+    gone = left(tmp_path, 4, created_ns=START_NS + 5 * SECOND)
+    content = gone.read_bytes()
+    gone.unlink()
+    other = left(tmp_path, 5, exchange="upbit-x")
+    other.unlink()
+    earlier = left(tmp_path, 1)
+    log = Log()
+    assert found(tmp_path, log) == [earlier, gone]
+    assert log.lines == []
+    assert begun_ns(gone) == START_NS + 5 * SECOND
+    gone.with_name(gone.name + ".partial").touch()
+    assert found(tmp_path, log) == [earlier, gone], "an empty file is none"
+    gone.with_name(gone.name + ".partial").unlink()
+    info = DeliveryInfo("C", "{channel}.{exchange}", True, {"trade.upbit": 1}, lambda capture_id: None)
+    write_receipt(gone, capture_id(4), None, info, Delivery(capture_id(4), 0, 0, 0, {}), absent=True)
+    assert found(tmp_path, log) == [earlier]
+    gone.write_bytes(content)
+    assert found(tmp_path, log) == [earlier, gone], "it was only moved away"
+
+
+@pytest.mark.parametrize("name", ["upbit-20260230T000000Z-0000000000000001", "upbit", "upbit-2026-0000000000000001"])
+def test_a_name_that_says_no_time(name: str, tmp_path: Path) -> None:
+    assert begun_ns(tmp_path / f"{name}.zst") == 0
 
 
 def test_another_exchange_of_a_similar_name(tmp_path: Path) -> None:
@@ -231,17 +254,6 @@ def test_another_exchange_of_a_similar_name(tmp_path: Path) -> None:
     log = Log()
     assert found(tmp_path, log) == []
     assert log.lines == []
-
-
-def test_where_a_capture_is(tmp_path: Path) -> None:
-    path = left(tmp_path, 1, sealed=False)
-    sealed = path.with_suffix("")
-    assert capture_of(sealed) == capture_of(path) == path
-    sealed.write_bytes(path.read_bytes())
-    assert capture_of(path) == sealed
-    path.unlink()
-    sealed.unlink()
-    assert capture_of(path) is None
 
 
 def test_a_file_that_just_begins_is_not_even_claimed_for_a_moment(

@@ -17,7 +17,10 @@ from kcs.live.receipt import (
     DeliveryInfo,
     Missing,
     base_name,
+    begin_delivery,
+    capture_of,
     delivery_path,
+    has_receipt,
     read_delivery,
     read_receipt,
     receipt_path,
@@ -153,6 +156,27 @@ def test_a_disk_that_refuses(capture: Path, monkeypatch: pytest.MonkeyPatch) -> 
         write_receipt(capture, ID, "", info(), state())
 
 
+def test_where_a_capture_is(capture: Path) -> None:
+    partial = capture.with_name(capture.name + ".partial")
+    assert capture_of(capture) is None
+    partial.write_bytes(b"x")
+    assert capture_of(capture) == capture_of(delivery_path(capture).with_suffix("").with_suffix("")) == partial
+    capture.touch()
+    assert capture_of(partial) == partial, "an empty file is none"
+    capture.write_bytes(b"x")
+    assert capture_of(partial) == capture
+
+
+def test_a_receipt_without_a_capture_holds_as_long_as_there_is_none(capture: Path) -> None:
+    assert not has_receipt(capture)
+    write_receipt(capture, ID, None, info(), state(), missing=Missing(None, ("gone",)), absent=True)
+    assert has_receipt(capture)
+    capture.write_bytes(b"x")
+    assert not has_receipt(capture)
+    write_receipt(capture, ID, "00", info(), state())
+    assert has_receipt(capture)
+
+
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +200,27 @@ def test_a_claim_goes_over_to_the_new_file(capture: Path) -> None:
         Claim(capture)
     claim.release()
     Claim(capture).release()
+
+
+def test_a_delivery_that_begins_is_claimed_before_anybody_sees_it(
+    capture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.replace
+
+    def look(self: Path, target: Path) -> Path:
+        done = real(self, target)
+        with pytest.raises(CaptureBusyError):
+            Claim(capture)
+        return done
+
+    monkeypatch.setattr(Path, "replace", look)
+    claim = begin_delivery(capture, ID, info())
+    with pytest.raises(CaptureBusyError):
+        Claim(capture)
+    claim.release()
+    Claim(capture).release()
+    with pytest.raises(CaptureWriteError):
+        begin_delivery(capture.parent / "nowhere" / capture.name, ID, info())
 
 
 def test_without_a_delivery_file_there_is_nothing_to_claim(capture: Path) -> None:
