@@ -232,6 +232,8 @@ def test_what_upbit_loses_inside_a_connection_is_not_verifiable(
     text = done.out.decode() + done.err
     assert "not verifiable: upbit sends no sequence and no checksum" in text
     assert not any(word in text.lower() for word in ("clean", "complete", "no loss"))
+    replayed = kcs("replay", "--sink", "null", "--json", "--quiet", out).json
+    assert (replayed["unverifiable"], replayed["gaps"]) == (["upbit"], len(before.gaps))
     report = kcs("verify", "--json", out).json
     assert (report["verifiable"], report["proves"]) == (False, ["trade_ids"])
     assert [gap["cause"] for gap in report["gaps"]] == ["disconnect"] * len(before.gaps)

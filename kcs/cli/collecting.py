@@ -21,7 +21,7 @@ from kcs.cli.terminal import Bar, progress, say
 from kcs.clock import NS_PER_S, Clock, SystemClock
 from kcs.config import Config
 from kcs.errors import ConfigError, UnknownNameError, UsageError
-from kcs.exchanges import Subscription, Venue, venue
+from kcs.exchanges import Subscription, Venue, unverifiable, venue
 from kcs.live.collector import Collector, CollectorResult, CollectorSettings, Log, Prepare
 from kcs.live.receipt import DeliveryInfo
 from kcs.live.shard import share
@@ -285,6 +285,7 @@ def _report(
         captures=captures,
         digest=results[0].digest if len(results) == 1 and not ledger.lost else None,
         gaps_covered=sum(result.gaps_covered for result in results),
+        unverifiable=unverifiable(name for name, _ in named),
         reconnects=sum(result.reconnects for result in results),
         streams=[{"exchange": name, **asdict(stream)} for name, result in named for stream in result.streams],
         catch_ups=sum(result.catch_ups for result in results) if sink_kind != "null" else None,

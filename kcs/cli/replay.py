@@ -97,6 +97,7 @@ class Job:
         from kcs.cli.running import interruptible, measured
         from kcs.cli.sinks import REPLAY_TOPIC, open_sink, warned
         from kcs.clock import SystemClock
+        from kcs.exchanges import unverifiable
         from kcs.replay.engine import Progress
         from kcs.replay.engine import replay as play
         from kcs.stats import Ledger
@@ -132,6 +133,7 @@ class Job:
                 {"path": str(p.path), "id": p.capture_id.hex(), "digest": p.digest, "receipt": None} for p in played
             ],
             digest=played[0].digest if len(played) == 1 and not ledger.lost else None,
+            unverifiable=unverifiable(source.exchange for source in sources),
             speed_asked=self.speed_text,
             speed_reached=result.speed_reached,
             lateness=result.lateness,

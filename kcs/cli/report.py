@@ -32,6 +32,8 @@ class RunReport:
     digest: str | None = None
     gaps_covered: int | None = None
     """Gaps of one connection in which another of the same subscription delivered all the while."""
+    unverifiable: Sequence[str] = ()
+    """Exchanges whose protocol has no sequence and no checksum: what they lost inside a connection leaves no trace."""
     reconnects: int | None = None
     streams: Sequence[dict[str, Any]] | None = None
     catch_ups: int | None = None
@@ -70,6 +72,7 @@ class RunReport:
             "captures": list(self.captures),
             "gaps": self.ledger.gaps,
             "gaps_covered": self.gaps_covered,
+            "unverifiable": list(self.unverifiable),
             "reconnects": self.reconnects,
             "streams": None if self.streams is None else list(self.streams),
             "catch_ups": self.catch_ups,
@@ -128,6 +131,9 @@ class RunReport:
         if self.reconnects is not None:
             covered = f", {self.gaps_covered} of them covered by another connection" if self.gaps_covered else ""
             rows.append(("connections", f"{self.reconnects} reconnects, {ledger.gaps} gaps{covered}"))
+        if self.unverifiable:
+            names = ", ".join(self.unverifiable)
+            rows.append(("not verifiable", f"losses inside a connection of {names}: no sequence"))
         rows.extend(
             ("  stream", f"{stream['stream']}: {stream['frames']:,} frames, {stream['saved']:,} of them first here")
             for stream in self.streams or ()

@@ -43,6 +43,15 @@ def test_what_a_replay_does_not_know_is_null() -> None:
     assert report.exit_code(fail_on_gaps=True) == 3
 
 
+def test_what_a_venue_cannot_prove_is_said_of_every_run() -> None:
+    report = RunReport("live", 1.0, Ledger(), reconnects=0, unverifiable=["upbit"])
+    assert report.as_json()["unverifiable"] == ["upbit"]
+    assert dict(report.lines())["not verifiable"] == "losses inside a connection of upbit: no sequence"
+    proven = RunReport("live", 1.0, Ledger(), reconnects=0)
+    assert proven.as_json()["unverifiable"] == []
+    assert "not verifiable" not in dict(proven.lines())
+
+
 def test_one_connection_saves_nothing_to_speak_of() -> None:
     streams = [{"exchange": "upbit", "stream": 0, "frames": 10, "saved": None, "opens": 1}]
     report = RunReport("live", 1.0, Ledger(), reconnects=0, streams=streams)
