@@ -267,10 +267,11 @@ class Recorder:
         if self.failure is not None:
             ledger.uncaptured += 1
             return
+        if self._direct and self._sink.full:
+            # Before the frame is captured: it may fill its chunk, and then the disk has it before anybody looks.
+            self._fall_behind("Kafka does not keep up")
         self._append(kind, stream, recv_ns, payload)
         ledger.captured += 1
-        if self._direct and self._sink.full:
-            self._fall_behind("Kafka does not keep up")
         self._feed(stream, recv_ns, payload)
 
     def control(self, kind: int, stream: int, recv_ns: int, fields: Fields, payload: bytes = b"") -> None:
