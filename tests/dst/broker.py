@@ -245,7 +245,7 @@ class _Sending:
 
     def begin(self) -> None:
         cluster, rng, faults = self.cluster, self.rng, self.cluster.faults
-        delay = rng.randint(MS, 4 * MS)
+        delay = rng.randint(MS // 5, 2 * MS)
         if rng.random() < faults.slow:
             self.world.count("broker slow")
             delay += rng.randint(0, faults.slow_ns)

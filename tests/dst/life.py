@@ -90,6 +90,9 @@ class Life:
             loop.run_until_complete(self._main())
         except Crash as crash:
             self._died(crash)
+        except BaseException:
+            loop.bury()
+            raise
         else:
             self._ended()
         report.ended_ns = world.clock.now

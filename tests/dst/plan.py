@@ -86,7 +86,7 @@ def draw(world: World) -> Plan:
         wire_format=rng.choice(("SIMPLE", "SIMPLE", "DEFAULT", "JSON_LIST")),
         writer=_writer(rng, on),
         buffer_bytes_max=rng.choice((8, 16, 48)) * 1024,
-        batch_bytes_max=rng.choice((1, 2, 4, 8)) * 1024,
+        batch_bytes_max=rng.choice((2, 4, 8)) * 1024,
         partitions=rng.choice((1, 1, 2, 3)),
         broker_batch_max=rng.choice((3, 4)) * 1024 if on("too large") else 1 << 30,
         poison=rng.choice((60, 200, 600)) if on("poison", 0.1) else 0,

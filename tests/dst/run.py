@@ -30,7 +30,7 @@ from tests.dst.start import hurried
 from tests.dst.world import World
 from tests.dst.writer import SimWriter
 
-HANGS_S: Final = 15
+HANGS_S: Final = 10
 _MEMORY: Final = Path("/dev/shm")
 
 
