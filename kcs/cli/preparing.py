@@ -55,6 +55,7 @@ class Preparation:
         self._settle_s = settle_s
         self._clock = clock
         self._log = log
+        self._told: set[tuple[str, str]] = set()
 
     async def needed(self) -> bool:
         """False where live may deliver at once: the sink is open, and no earlier run left anything."""
@@ -86,7 +87,7 @@ class Preparation:
 
         if self._sink.embedded:
             return
-        left = await asyncio.to_thread(self._left, self._log)
+        left = await asyncio.to_thread(self._left)
         if not left:
             return
         self._log("info", f"delivering first what {len(left)} captures of earlier runs owe to Kafka")
@@ -99,8 +100,14 @@ class Preparation:
 
     def _anything_left(self) -> bool:
         partials = self._directory.glob(f"{self._exchange}-*.zst.partial")
-        return any(partials) or bool(self._left(lambda level, text: None))
+        return any(partials) or bool(self._left())
 
-    def _left(self, log: Log) -> list[Path]:
+    def _left(self) -> list[Path]:
         sink = self._sink
-        return left_captures(self._directory, self._exchange, sink.cluster_id, sink.settings.bootstrap, log)
+        return left_captures(self._directory, self._exchange, sink.cluster_id, sink.settings.bootstrap, self._once)
+
+    def _once(self, level: str, text: str) -> None:
+        """What is passed over is told when it is first seen, not with each look."""
+        if (level, text) not in self._told:
+            self._told.add((level, text))
+            self._log(level, text)

@@ -5,10 +5,10 @@
     left_captures(directory, exchange, cluster_id, bootstrap, log)
         what is left to deliver to this cluster, oldest first; each goes to `kcs.deliver.deliver`
 
-`log(level, text)` is told of each file that is passed over, and why: no file here may keep a run from starting. Both
-block on the disk (`seal_left` reads whole files: 10 to 20 s a GB): call them in a thread. Both may run while a run of
-this exchange captures into the same directory: what is being written is under a lock and left alone.
-Raise CaptureError only where the directory itself cannot be read.
+`log(level, text)` is told what is passed over, and why (in one line what goes to one other cluster): no file here may
+keep a run from starting. Both block on the disk (`seal_left` reads whole files: 10 to 20 s a GB): call them in a
+thread. Both may run while a run of this exchange captures into the same directory: what is being written is under a
+lock and left alone. Raise CaptureError only where the directory itself cannot be read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import calendar
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -75,16 +75,25 @@ def left_captures(directory: Path, exchange: str, cluster_id: str, bootstrap: st
     the broker was away names no cluster but brokers; it belongs here if `bootstrap` has one of their addresses.
     """
     found: list[tuple[int, int, str, Path]] = []
+    elsewhere: dict[str, list[Path]] = {}
     for file in _files(directory, f"{exchange}-*.delivery.json"):
         base = file.with_name(file.name.removesuffix(".delivery.json"))
         try:
             left = None if has_receipt(base) else _left(base, exchange)
-            if left is not None and _meant_for(read_delivery(base), left[-1], cluster_id, bootstrap, log):
+            delivery = None if left is None else read_delivery(base)
+            if left is None or delivery is None:
+                continue
+            where = _elsewhere(delivery, cluster_id, bootstrap)
+            if where is None:
                 found.append(left)
+            else:
+                elsewhere.setdefault(where, []).append(left[-1])
         except CaptureBusyError:
             continue  # being written, or being delivered
         except CaptureError as error:
             log("warning", f"not delivered: {error}")
+    for where, paths in elsewhere.items():
+        log("warning", _told(paths, where, cluster_id))
     return [path for *_, path in sorted(found)]
 
 
@@ -119,18 +128,20 @@ def begun_ns(capture: Path) -> int:
         return 0
 
 
-def _meant_for(delivery: DeliveryFile | None, path: Path, cluster_id: str, bootstrap: str, log: Log) -> bool:
-    """Whether it goes to this cluster; `log` is told where it goes else."""
-    if delivery is None:
-        return False
+def _elsewhere(delivery: DeliveryFile, cluster_id: str, bootstrap: str) -> str | None:
+    """Where it goes if not to this cluster."""
     if delivery.cluster is None:
-        meant, where = _servers(delivery.bootstrap) & _servers(bootstrap), f"the brokers at {delivery.bootstrap}"
-        here = bool(meant)
-    else:
-        here, where = delivery.cluster == cluster_id, f"cluster {delivery.cluster}"
-    if not here:
-        log("warning", f"{path} is not delivered to its end: it belongs to {where}, and this is cluster {cluster_id}")
-    return here
+        return None if _servers(delivery.bootstrap) & _servers(bootstrap) else f"the brokers at {delivery.bootstrap}"
+    return None if delivery.cluster == cluster_id else f"cluster {delivery.cluster}"
+
+
+def _told(paths: Sequence[Path], where: str, cluster_id: str) -> str:
+    """One line about captures that go elsewhere: there may be thousands."""
+    named = f"{paths[0]}" if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1:,} more like it"
+    return (
+        f"not delivered to the end: {named}: meant for {where}, and this is cluster {cluster_id};"
+        " kcs recover --produce FILE... -b HOST:PORT delivers what is left"
+    )
 
 
 def _servers(bootstrap: str) -> set[str]:

@@ -175,6 +175,16 @@ def test_of_another_cluster_is_told_and_passed_over(tmp_path: Path) -> None:
     assert found(tmp_path, log, cluster="another") == [path]
 
 
+def test_of_many_that_go_elsewhere_one_line_is_told_for_each_place(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        left(tmp_path, number, cluster="another" if number > 2 else "a third")
+    log = Log()
+    assert found(tmp_path, log) == []
+    assert len(log.warnings) == 2
+    assert any("2 more like it" in text and "cluster another" in text for text in log.warnings)
+    assert all("kcs recover --produce" in text for text in log.warnings)
+
+
 @pytest.mark.parametrize(
     ("named", "here", "same"),
     [
