@@ -293,6 +293,7 @@ def _report(
         gc=gc,
         loop_lag=loop_lag,
         delivers=sink_kind != "null",
+        behind=any(result.behind for result in results),
         interrupted=any(result.signal == signal.SIGINT for result in results),
         failed=_failure(results),
         notes=notes,

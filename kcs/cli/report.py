@@ -17,6 +17,8 @@ EXIT_USAGE = 2
 EXIT_LOSS = 3
 EXIT_INTERRUPTED = 130
 
+_LATER = "the next `kcs live` or `kcs recover --produce FILE` delivers the rest"
+
 
 @dataclass(slots=True, frozen=True)
 class RunReport:
@@ -45,6 +47,8 @@ class RunReport:
     loop_lag: dict[str, Any] | None = None
     delivers: bool = True
     """False for the null sink: nothing is acknowledged, failed or in flight, whatever the ledger counts for itself."""
+    behind: bool = False
+    """Delivery did not come to the captures' end. Records that are no frames may wait, too: gaps, of a silent venue."""
     interrupted: bool = False
     failed: str | None = None
     notes: Sequence[str] = field(default_factory=tuple)
@@ -55,7 +59,7 @@ class RunReport:
         """The ledger's verdict first, then the signal's."""
         if self.failed:
             return EXIT_FAILED
-        if self.ledger.lost or (fail_on_gaps and self.ledger.gaps > (self.gaps_covered or 0)):
+        if self.ledger.lost or self.behind or (fail_on_gaps and self.ledger.gaps > (self.gaps_covered or 0)):
             return EXIT_LOSS
         return EXIT_INTERRUPTED if self.interrupted else EXIT_OK
 
@@ -153,6 +157,8 @@ class RunReport:
             rows.append(("FAILED", self.failed))
         if ledger.lost:
             rows.append(("LOSS", _loss_text(ledger)))
+        elif self.behind:
+            rows.append(("LOSS", f"delivery did not come to the capture's end: {_LATER}"))
         return rows
 
 
@@ -193,7 +199,7 @@ def _loss_text(ledger: Ledger) -> str:
     parts = (
         ("frames not captured", ledger.uncaptured),
         (
-            "frames behind (captured, not produced: the next `kcs live` or `kcs recover --produce FILE` delivers them)",
+            f"frames behind (captured, not produced: {_LATER})",
             ledger.behind,
         ),
         ("records failed", ledger.failed),

@@ -67,3 +67,10 @@ def test_what_goes_nowhere_is_not_acknowledged() -> None:
     assert report.exit_code() == 0
     told = RunReport("live", 1.0, ledger)
     assert told.as_json()["records"] == {"produced": 3, "acked": 3, "failed": 0, "in_flight": 0}
+
+
+def test_a_run_that_is_behind_with_no_frame_is_a_loss_all_the_same() -> None:
+    """Its gap record waits; so does what earlier runs left before it."""
+    report = RunReport("live", 1.0, Ledger(), behind=True, interrupted=True)
+    assert report.exit_code() == 3
+    assert "next `kcs live`" in dict(report.lines())["LOSS"]
