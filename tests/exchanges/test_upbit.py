@@ -69,6 +69,15 @@ def test_golden(frame: Path) -> None:
     assert outcome(frame.read_bytes()) == expected_of(frame)
 
 
+def test_frames_name_their_markets_as_the_venue_declares() -> None:
+    """`codes_in_frames`: what looks for a silent market's frame may look for its code."""
+    assert UPBIT.codes_in_frames
+    frames = [(frame.read_bytes(), event) for frame in GOLDEN for event in expected_of(frame).get("events", ())]
+    assert len(frames) > 30
+    for payload, event in frames:
+        assert event["market"].encode() in payload
+
+
 @pytest.mark.parametrize("frame", GOLDEN, ids=lambda path: path.stem)
 def test_golden_the_thorough_way(frame: Path) -> None:
     """A blank before the document takes the fast way out of play; the outcome must be the same."""

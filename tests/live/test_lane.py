@@ -457,6 +457,24 @@ async def test_a_market_that_is_silent_on_one_connection_alone_is_covered_by_the
 
 
 @on_a_loop
+async def test_a_venue_that_forgot_a_market_is_reminded() -> None:
+    street = await Street(rhythm=RhythmSettings(floor_s=20, samples=8, watched=2)).start()
+    await street.run(120)
+    line = street.line_of(0)
+    line.forgetful = True
+    line.deaf.add("KRW-ETH")
+    forgot_ns = street.clock.now_ns()
+    await street.run(120)
+    ((_, gap),) = street.gaps
+    assert gap.cause == "market_silence"
+    assert 20 * S < gap.to_ns - forgot_ns < 35 * S
+    assert all(gap.from_ns < street.traded[number] <= gap.to_ns for number in street.missed())
+    assert street.missed()
+    assert len(street.fields("sent")) == 2, "the subscription, and the subscription again"
+    await street.stop()
+
+
+@on_a_loop
 async def test_a_market_that_is_silent_on_both_is_covered_by_nobody() -> None:
     street = await Street(connections=2, rhythm=RhythmSettings(floor_s=20, samples=8, watched=2)).start()
     await street.run(120)

@@ -50,6 +50,8 @@ class Line:
         """Nothing comes through any more, and nobody has noticed."""
         self.deaf: set[str] = set()
         """Markets that do not come through."""
+        self.forgetful = False
+        """They come back when they are asked for again."""
         self.subscribed = False
         self.fresh = False
         self.pongs: list[bytes] = []
@@ -60,6 +62,8 @@ class Line:
     def send_text(self, text: str) -> bool:
         if text.startswith("SUB"):
             self.subscribed = self.fresh = True
+            if self.forgetful:
+                self.deaf.clear()
         return True
 
     def ping(self, payload: bytes) -> None:
