@@ -134,6 +134,10 @@ class CaptureWriter:
         """The id of the current file."""
         return self._header.capture_id
 
+    def is_sealed(self, capture_id: bytes) -> bool:
+        """True once this file of the run is whole on disk, under its final name."""
+        return any(capture.capture_id == capture_id for capture in reversed(self._worker.sealed))
+
     @property
     def number(self) -> int:
         """Number of the next record of the current file."""

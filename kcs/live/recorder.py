@@ -373,7 +373,7 @@ class Recorder:
         return results
 
     def write_receipts(self) -> None:
-        """A finished file of which every record is acknowledged gets its receipt."""
+        """A finished file that is whole on disk and of which every record is acknowledged gets its receipt."""
         if self._delivery is None:
             return
         if self._unreceipted:
@@ -389,6 +389,8 @@ class Recorder:
         state = None if delivery.cluster_id is None else delivery.state(file.capture_id)
         if state is None or not state.produced == file.produced == state.acked + state.failed:
             return False
+        if not self._writer.is_sealed(file.capture_id):
+            return False  # its end may never reach the disk: then the digest is not that of the file
         try:
             file.receipt = write_receipt(file.path, file.capture_id, file.digest, delivery, state, fsync=self._fsync)
         except CaptureWriteError as error:

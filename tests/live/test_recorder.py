@@ -33,7 +33,17 @@ def fresh(sink: Sink) -> Pipeline:
     return Pipeline("upbit", venue("upbit").adapter(), sink, Ledger())
 
 
-def test_a_rotated_file_whose_end_the_disk_refused_has_no_digest(
+@dataclass(frozen=True, slots=True)
+class State:
+    """All is acknowledged of a file that became no record."""
+
+    produced: int = 0
+    acked: int = 0
+    failed: int = 0
+    offsets: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
+
+
+def test_a_rotated_file_whose_end_the_disk_refused_has_neither_digest_nor_receipt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, sink, ids = VirtualClock(10**18), NullSink(), count(1)
@@ -45,12 +55,22 @@ def test_a_rotated_file_whose_end_the_disk_refused_has_no_digest(
         new_id=lambda: next(ids).to_bytes(8, "big"),
     )
     recorder = Recorder(
-        writer, pipeline, sink, clock, lambda level, text: None, fork=fork, fresh=fresh, anchor_every_ns=10**12
+        writer,
+        pipeline,
+        sink,
+        clock,
+        lambda level, text: None,
+        fork=fork,
+        fresh=fresh,
+        delivery=DeliveryInfo("cluster", "{channel}.{exchange}", True, {}, lambda capture_id: State()),
+        anchor_every_ns=10**12,
     )
     gate, real = threading.Event(), os.write
     outcomes: list[OSError | None] = [OSError(errno.ENOSPC, "No space left on device"), None]
 
     def fails_at_the_second(fd: int, data: bytes) -> int:
+        if threading.current_thread() is threading.main_thread():
+            return real(fd, data)
         assert gate.wait(10)
         outcome = outcomes.pop() if outcomes else None
         if outcome is not None:
@@ -63,12 +83,17 @@ def test_a_rotated_file_whose_end_the_disk_refused_has_no_digest(
         clock.advance(1_000)
         recorder.frame(int(Kind.TEXT), 0, clock.now_ns(), b'{"status":"UP"}')
     recorder.rotate(clock.now_ns(), [])  # the digest of the first file is known, its chunks are still in the queue
+    recorder.tick(clock.now_ns())
+    assert not list(tmp_path.glob("*.receipt.json")), "all is acknowledged, and not on disk"
     gate.set()
     recorder.finish()
     first, second = recorder.results(recorder.close_writer(clock.now_ns()))
     assert recorder.failure is not None
     assert (first.sealed, first.digest, second.sealed, second.digest) == (True, None, False, None)
     assert first.records < 7
+    recorder.write_receipts()
+    assert not list(tmp_path.glob("*.receipt.json"))
+    recorder.close()
     verdict = verify(first.path)
     assert (verdict.whole, verdict.records + verdict.holes) == (False, 7)
 
@@ -76,13 +101,6 @@ def test_a_rotated_file_whose_end_the_disk_refused_has_no_digest(
 def test_a_tick_looks_only_at_files_that_still_wait_for_their_receipt(tmp_path: Path) -> None:
     clock, ids, asked = VirtualClock(10**18), count(1), list[bytes]()
     acked = True
-
-    @dataclass(frozen=True, slots=True)
-    class State:
-        produced: int = 0
-        acked: int = 0
-        failed: int = 0
-        offsets: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
 
     def state(capture_id: bytes) -> State | None:
         asked.append(capture_id)
