@@ -15,7 +15,7 @@ from random import SystemRandom
 
 from kcs.capture.writer import WriterSettings
 from kcs.cli.report import RunReport
-from kcs.cli.running import measured
+from kcs.cli.running import allow_many_files, measured
 from kcs.cli.sinks import LIVE_TOPIC, open_sink, warned
 from kcs.cli.terminal import Bar, progress, say
 from kcs.clock import NS_PER_S, Clock, SystemClock
@@ -41,6 +41,7 @@ TELL_EVERY_NS = 60 * NS_PER_S
 
 async def collect(verb: str, sink_kind: str, config: Config, *, quiet: bool = False) -> RunReport:
     """Run until the duration, a signal or a failure. Raises KcsError for what stops it from beginning."""
+    allow_many_files()
     clock, latency = SystemClock(), LatencyHistogram()
     jobs = _jobs(config)
     warnings = warned(sink_kind, config, urls=[settings.url or place.url for place, settings in jobs])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -66,6 +68,14 @@ def interruptible() -> Iterator[Stop]:
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
+
+
+def allow_many_files() -> None:
+    """Raise the limit of open files as far as this process may: each capture file that Kafka still waits for is held
+    open, and a broker that stays away over a weekend must not end the capturing of a run that rotates every minute."""
+    with contextlib.suppress(OSError, ValueError):  # what the system does not allow stays as it is
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @dataclass(slots=True, frozen=True)
