@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kcs.clock import Clock
-from kcs.errors import KafkaError, KafkaUnreachableError
+from kcs.errors import ConfigError, KafkaError, KafkaUnreachableError
 from kcs.live.backlog import left_captures, seal_left
 from kcs.live.collector import Log
 from kcs.live.receipt import DeliveryInfo
@@ -72,12 +72,12 @@ class Preparation:
                 await self._deliver()
             except KafkaUnreachableError as error:
                 await self._wait(error, RETRY_S)
-            except KafkaError as error:
+            except (KafkaError, ConfigError) as error:  # a password's file may be missing while it is replaced
                 await self._wait(error, REFUSED_RETRY_S)
             else:
                 return None if self._sink.embedded else delivery_info(self._sink)
 
-    async def _wait(self, error: KafkaError, seconds: float) -> None:
+    async def _wait(self, error: KafkaError | ConfigError, seconds: float) -> None:
         self._log("warning", f"{error}; trying again, capturing goes on")
         await asyncio.sleep(seconds)
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from kcs.errors import KafkaError, KafkaUnreachableError
+from kcs.errors import ConfigError, KafkaError, KafkaUnreachableError
 from kcs.kafka.batch import BATCH_BYTES_MIN, Batch
 from kcs.kafka.failures import Verdict, named, remedy_of, too_large, verdict_of, was_judged
 from kcs.kafka.marks import POSITION_ORDER, read_mark
@@ -132,7 +132,7 @@ class Recovery:
             while self._sink.link is failed:
                 try:
                     self._sink.adopt(await self._sink.connector(self._sink.settings, self._sink.clock))
-                except KafkaError as error:
+                except (KafkaError, ConfigError) as error:  # a password's file may be missing while it is replaced
                     _retries.warning("no new producer yet: %s", error.what)
                     if part is not None and not isinstance(error, KafkaUnreachableError):
                         self._blame(part, error)
@@ -153,7 +153,7 @@ class Recovery:
         while True:
             try:
                 mark = await read_mark(sink.settings, part.topic, part.number, batch.tally.capture_id, floor=part.floor)
-            except KafkaError as error:
+            except (KafkaError, ConfigError) as error:
                 _retries.warning("whether the batch was written cannot be read yet: %s", error)
                 if not isinstance(error, KafkaUnreachableError):
                     self._blame(part, error)
@@ -176,7 +176,10 @@ class Recovery:
         self._blame(part, fault)
         await asyncio.get_running_loop().create_future()
 
-    def _blame(self, part: Partition, fault: KafkaError) -> None:
+    def _blame(self, part: Partition, error: KafkaError | ConfigError) -> None:
+        fault = error
+        if not isinstance(fault, KafkaError):
+            fault = KafkaError(error.what, where=error.where, remedy=error.remedy)
         if part not in self._blamed:
             _log.error("%s", fault)
         self._blamed[part] = fault

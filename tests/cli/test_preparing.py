@@ -7,8 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from kcs.cli import preparing
 from kcs.cli.preparing import Preparation
 from kcs.clock import VirtualClock
+from kcs.errors import ConfigError
 from tests.live.test_backlog import Log, left
 
 
@@ -30,3 +34,20 @@ def test_captures_of_another_cluster_are_told_once_even_where_nothing_is_to_be_d
         assert len(log.warnings) == 1, "once, however often it looks"
 
     asyncio.run(run())
+
+
+def test_a_password_that_cannot_be_read_for_a_while_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "REFUSED_RETRY_S", 0.0)
+    sink: Any = SimpleNamespace(link=None, cluster_id="this", embedded=True, settings=SimpleNamespace(bootstrap="b1"))
+    log = Log()
+
+    async def open_() -> None:
+        if len(log.warnings) < 2:
+            raise ConfigError("the password cannot be read: No such file", where="/etc/kcs/password")
+        sink.link = object()
+
+    asyncio.run(Preparation(sink, open_, tmp_path, "upbit", 0.0, VirtualClock(), log).run())
+    assert len(log.warnings) == 2
+    assert all("cannot be read" in text and "trying again" in text for text in log.warnings)

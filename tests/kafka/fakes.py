@@ -12,7 +12,7 @@ import pytest
 from aiokafka.errors import OutOfOrderSequenceNumber
 
 from kcs.clock import Clock, VirtualClock
-from kcs.errors import KafkaError, KafkaUnreachableError
+from kcs.errors import KafkaUnreachableError, KcsError
 from kcs.kafka import recovery, topics
 from kcs.kafka.batch import Batch, BatchRecord
 from kcs.kafka.marks import Mark
@@ -43,7 +43,7 @@ class FakeCluster:
         self.links: list[FakeLink] = []
         self.decide: Callable[[tuple[str, int], Batch], Answer | None] = lambda place, batch: Answer()
         self.refuse_links = 0
-        self.refusal: KafkaError = KafkaUnreachableError("no broker answers")
+        self.refusal: KcsError = KafkaUnreachableError("no broker answers")
 
     async def connect(self, settings: KafkaSettings, clock: Clock) -> FakeLink:
         if self.refuse_links:

@@ -12,7 +12,7 @@ from aiokafka import errors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kcs.errors import KafkaError
+from kcs.errors import ConfigError, KafkaError, KcsError
 from kcs.kafka.batch import Batch
 from kcs.kafka.sink import KafkaSink
 from kcs.sink import POSITION
@@ -236,10 +236,15 @@ def test_a_refusal_that_needs_somebody_is_raised_and_ends_when_it_is_lifted(clus
     asyncio.run(run())
 
 
-def test_a_new_producer_that_is_refused_for_good_is_named_and_tried_again(cluster: FakeCluster) -> None:
+@pytest.mark.parametrize("kind", [KafkaError, ConfigError])
+def test_a_new_producer_that_is_refused_for_good_is_named_and_tried_again(
+    cluster: FakeCluster, kind: type[KcsError]
+) -> None:
+    """Settings, too, may be wrong for a while: the file of a password is read for each new producer."""
+
     async def run() -> None:
         sink = await open_sink(cluster)
-        cluster.refuse_links, cluster.refusal = 10**9, KafkaError("the broker does not accept user 'me'")
+        cluster.refuse_links, cluster.refusal = 10**9, kind("the broker does not accept user 'me'")
         script(cluster, Answer(errors.ProducerFenced(), written=False))
         emit(sink, 0)
         with pytest.raises(KafkaError, match="does not accept user"):
