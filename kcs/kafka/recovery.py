@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from kcs.errors import ConfigError, KafkaError, KafkaUnreachableError
@@ -66,7 +67,8 @@ class Recovery:
 
     def begin(self, part: Partition, batch: Batch, link: Link, error: BaseException) -> None:
         """Take over a partition whose batch failed on `link`."""
-        _spawn(self._tasks, self._recover(part, batch, link, error))
+        task = _spawn(self._tasks, self._recover(part, batch, link, error))
+        task.add_done_callback(partial(self._ended, part))
 
     def renew_soon(self, link: Link) -> None:
         """Replace a link that still works."""
@@ -176,6 +178,17 @@ class Recovery:
         self._blame(part, fault)
         await asyncio.get_running_loop().create_future()
 
+    def _ended(self, part: Partition, task: asyncio.Task[None]) -> None:
+        """What nobody expected must not leave a partition waiting for ever without a word."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            fault = KafkaError(
+                f"a defect in kcs ends the delivery: {error!r}",
+                where=f"topic {part.topic} partition {part.number}",
+                remedy="stop the run (twice, to wait for nothing) and start it again: the rest is delivered then",
+            )
+            self._blame(part, fault)
+
     def _blame(self, part: Partition, error: KafkaError | ConfigError) -> None:
         fault = error
         if not isinstance(fault, KafkaError):
@@ -186,10 +199,11 @@ class Recovery:
         self._sink.wake()
 
 
-def _spawn(tasks: set[asyncio.Task[Any]], work: Coroutine[Any, Any, Any]) -> None:
+def _spawn(tasks: set[asyncio.Task[Any]], work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     task = asyncio.get_running_loop().create_task(work)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
+    return task
 
 
 def _pause_s(attempts: int) -> float:

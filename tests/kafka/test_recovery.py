@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kcs.errors import ConfigError, KafkaError, KcsError
+from kcs.kafka import recovery
 from kcs.kafka.batch import Batch
 from kcs.kafka.sink import KafkaSink
 from kcs.sink import POSITION
@@ -257,6 +258,24 @@ def test_a_new_producer_that_is_refused_for_good_is_named_and_tried_again(
 
     asyncio.run(run())
     assert cluster.positions(TRADES) == [0]
+
+
+def test_a_defect_while_recovering_is_named_and_nobody_waits_for_ever(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read_mark(*_: object, **__: object) -> None:
+        raise KeyError("what the client library did not expect")
+
+    async def run() -> None:
+        sink = await open_sink(cluster)
+        monkeypatch.setattr(recovery, "read_mark", read_mark)
+        script(cluster, Answer(errors.ProducerFenced(), written=False))
+        emit(sink, 0)
+        with pytest.raises(KafkaError, match="a defect in kcs ends the delivery: KeyError"):
+            await asyncio.wait_for(sink.drain(), 10)
+        await sink.close()
+
+    asyncio.run(run())
 
 
 def test_offsets_that_go_back_are_told(cluster: FakeCluster, caplog: pytest.LogCaptureFixture) -> None:
