@@ -40,12 +40,14 @@ SECOND = 1_000_000_000
 CHANNELS = ("trade", "orderbook", "ticker", "gap", "reject")
 CUTS = ("reset_peer", "close_code", "overflow", "limit_data", "timeout")
 """What ends a connection; a timeout stands in the log twice, the second time when it ends."""
+BY_FRAME = ("drop", "bad_json", "truncated_json")
+"""What costs one frame on one connection, drawn for each connection by itself."""
 NOTICED_WITHIN_S = 5
 COMPLAINTS = ("Traceback", "a defect in kcs", "LedgerError", "never retrieved", "was never awaited")
 RSS_MAX_MIB = 300
 RSS_GROWTH_MAX_MIB = 32
 SETTLED_S = 15
-BEYOND_MAX_S = 1.0
+BEYOND_MAX_S = 0.5
 """Of records whose frames died with a killed process: a flush interval, and a slow machine's slack."""
 
 Position = tuple[bytes, int, int]
@@ -272,7 +274,11 @@ def _judge_cuts(verdict: Verdict, soak: Soak, held: Held) -> None:
     verdict.judge("connections that the venue cut", seen, f"{len(cuts)} of each", not unseen and not without_gap)
     if unseen:
         say(f"no close for: {dict(Counter(unseen))}")
-    lost = [entry["crc"] for _, entry in soak.simulator.log if entry.get("frames_lost") == 1 and "crc" in entry]
+    lost = [
+        entry["crc"]
+        for seen_ns, entry in soak.simulator.log
+        if entry["fault"] in BY_FRAME and _alive(soak.collector.lives, seen_ns - SECOND, seen_ns + SECOND)
+    ]
     came = sum(crc in held.checksums for crc in lost)
     verdict.tell(
         "frames that the venue lost on one connection, and that the other brought", f"{came:,} of {len(lost):,}"
