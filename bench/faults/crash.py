@@ -82,6 +82,7 @@ def _judge(verdict: Verdict, crashes: Sequence[Crash], done: Done, found: Compar
     verdict.judge("doubled", found.doubled, "0", found.doubled == 0)
     verdict.judge("partitions out of order", found.misplaced, "0", found.misplaced == 0)
     verdict.judge("anything else", "; ".join(found.wrong) or "nothing", "nothing", found.clean)
+    verdict.tell("records of captures whose file was never made", f"{found.absent:,}")
     verdict.tell(
         "records of frames that died unwritten", f"{found.orphans:,} ({found.orphans / len(crashes):,.1f} a crash)"
     )

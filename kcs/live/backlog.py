@@ -15,21 +15,23 @@ from __future__ import annotations
 
 import calendar
 import re
+import stat
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from kcs.capture.leftover import PARTIAL, SealedLeftover, seal_in_place
-from kcs.capture.osfile import assert_not_locked
+from kcs.capture.osfile import assert_not_locked, remove_stale
 from kcs.capture.reader import CaptureReader
-from kcs.clock import NS_PER_S
+from kcs.clock import NS_PER_S, SystemClock
 from kcs.errors import CaptureBusyError, CaptureError
 from kcs.live.receipt import Claim, DeliveryFile, base_name, capture_of, has_receipt, read_delivery
 
 Log = Callable[[str, str], None]
 """log(level, text); level is `info`, `warning` or `error`."""
 
+EMPTY_AGE_NS: Final = 60 * NS_PER_S
 _DEFAULT_PORT: Final = "9092"
 _NAME: Final = re.compile(r"(.+)-(\d{8}T\d{6}Z)-[0-9a-f]{16}")
 
@@ -38,12 +40,13 @@ def seal_left(directory: Path, exchange: str, log: Log) -> list[SealedLeftover]:
     """Seal what dead runs of the exchange left; what was sealed, oldest name first.
 
     What cannot be sealed (a full disk, no permission, nothing readable in it) stays as it is, with a warning; it can
-    still be delivered from the `.partial`.
+    still be delivered from the `.partial`. An empty file, of a run that died before it wrote a byte, is removed once it
+    is `EMPTY_AGE_NS` old: before that its writer may just have made it and not yet have its lock.
     """
     sealed = []
     for partial in _files(directory, f"{exchange}-*.zst{PARTIAL}"):
         try:
-            if not _belongs(partial, exchange):
+            if _is_empty(partial, log) or not _belongs(partial, exchange):
                 continue
             done = seal_in_place(partial)
         except CaptureBusyError:
@@ -55,6 +58,20 @@ def seal_left(directory: Path, exchange: str, log: Log) -> list[SealedLeftover]:
         log("info", described(done))
         sealed.append(done)
     return sealed
+
+
+def _is_empty(partial: Path, log: Log) -> bool:
+    """Whether there is not a byte in it; then it is removed, if it is old enough."""
+    try:
+        status = partial.lstat()
+    except OSError:
+        return False  # who opens it says why
+    if not stat.S_ISREG(status.st_mode) or status.st_size:
+        return False
+    if SystemClock().wall_ns() - status.st_mtime_ns > EMPTY_AGE_NS:
+        remove_stale(partial)
+        log("info", f"removed an empty file of a dead run: {partial}")
+    return True
 
 
 def described(done: SealedLeftover) -> str:

@@ -99,7 +99,7 @@ class Crashing:
             after_s,
             rotating,
             len(sealed(self.captures)),
-            len(partials(self.captures)),
+            len(unsealed(self.captures)),
             len(owed(self.captures)),
             said,
         )
@@ -116,13 +116,18 @@ class Crashing:
     def _own(self, kcs: Kcs) -> int:
         """Captures that are owed, once the new run has one."""
         assert kcs.running, kcs.err
-        return len(owed(self.captures)) if len(partials(self.captures)) == 1 else 0
+        return len(owed(self.captures)) if len(unsealed(self.captures)) == 1 else 0
 
 
 def check_talk(kcs: Kcs) -> None:
     """A process that was killed must not have been in trouble before."""
     for trouble in ("Traceback", "Warning:", "never awaited", "not delivered", "defect"):
         assert trouble not in kcs.err, kcs.err
+
+
+def unsealed(directory: Path) -> list[Path]:
+    """The `.partial` files, but not those of a run that died before it wrote a byte."""
+    return [path for path in partials(directory) if path.stat().st_size]
 
 
 def owed(directory: Path) -> list[Path]:
@@ -169,8 +174,8 @@ class Compared:
 def compare(directory: Path, bootstrap: str, template: str) -> Compared:
     """Read everything back and compare. All captures must be sealed and have their receipts."""
     result = Compared()
-    if partials(directory):
-        result.say(f"not sealed: {[path.name for path in partials(directory)]}")
+    if unsealed(directory):
+        result.say(f"not sealed: {[path.name for path in unsealed(directory)]}")
     ordered = in_order(sealed(directory))
     held = asyncio.run(_held(bootstrap, template))
     counts = asyncio.run(topics.partition_counts(KafkaSettings(bootstrap), _names(template)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -111,8 +112,8 @@ def test_sealing_says_what_was_cut_and_damaged(tmp_path: Path) -> None:
 
 def test_what_cannot_be_sealed_stays_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [die(begin(tmp_path, number, created_ns=START_NS + number * SECOND)) for number in (1, 2)]
-    empty = tmp_path / "upbit-20200101T000000Z-00000000000000aa.zst.partial"
-    empty.touch()
+    nothing = tmp_path / "upbit-20200101T000000Z-00000000000000aa.zst.partial"
+    nothing.write_bytes(b"nothing")
     os.mkfifo(tmp_path / "upbit-20200101T000000Z-00000000000000ab.zst.partial")
     real = output.write_all
     refusals = iter([True])
@@ -127,9 +128,26 @@ def test_what_cannot_be_sealed_stays_and_is_told(tmp_path: Path, monkeypatch: py
     done = seal_left(tmp_path, "upbit", log)
     assert [one.capture.path for one in done] == [paths[1].with_suffix("")], "the next one may be smaller"
     assert paths[0].exists()
-    assert empty.exists()
-    assert [any(word in text for text in log.warnings) for word in ("disk is full", "is empty", "regular file")]
+    assert nothing.exists()
+    assert [any(word in text for text in log.warnings) for word in ("disk is full", "not a capture", "regular file")]
     assert len(log.warnings) == 3
+
+
+def test_an_empty_file_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    fresh, old = (tmp_path / f"upbit-20200101T000000Z-00000000000000a{n}.zst.partial" for n in range(2))
+    for path in (fresh, old):
+        path.touch()
+    os.utime(old, ns=(START_NS, START_NS))
+    log = Log()
+    assert seal_left(tmp_path, "upbit", log) == []
+    assert fresh.exists(), "its writer may have made it just now"
+    assert not old.exists()
+    assert log.lines == [("info", f"removed an empty file of a dead run: {old}")]
+    with fresh.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        os.utime(fresh, ns=(START_NS, START_NS))
+        assert seal_left(tmp_path, "upbit", log) == []
+    assert fresh.exists(), "its writer lives"
 
 
 # --- delivering -------------------------------------------------------------------------------------------------------
