@@ -155,7 +155,7 @@ class Cluster:
 
     def _orphaned(self, pending: Pending, *, late: bool) -> None:
         """Nobody waits for this batch: it is lost, or surfaces within the settle time, or (`late`) after it."""
-        if pending.orphan and not late:
+        if pending.orphan and not late and pending.at_ns <= self.world.clock.now + self.settle_ns // 2:
             return
         pending.gone = True
         self.pending.remove(pending)

@@ -12,8 +12,9 @@ import orjson
 from kcs.capture.reader import CaptureReader
 from kcs.errors import CaptureError
 from kcs.kafka.batch import BatchRecord
-from kcs.live.receipt import base_name, read_delivery, receipt_path
-from kcs.model import FRAME_KINDS, GapFields, Kind
+from kcs.live.receipt import base_name, receipt_path
+from kcs.live.session import CLEAN
+from kcs.model import FRAME_KINDS, CloseFields, GapFields, Kind
 from tests.dst.broker import Cluster, capture_of, full_position
 from tests.dst.life import LifeReport
 from tests.dst.network import Received
@@ -58,21 +59,9 @@ class Evidence:
                 mine = [record for record in log if capture_of(record) == capture_id]
                 yield (name, number), mine
 
-    @property
-    def power_cut_may_tear(self) -> bool:
-        """There was a power cut, and nothing was synced on purpose."""
-        return not self.plan.writer.fsync and any(report.ended == "power cut" for report in self.reports)
-
     def must_be_delivered(self, one: Replayed) -> bool:
-        """Unless a power cut without --fsync took the delivery file, or half of it."""
-        if base_name(one.path) not in self.bound:
-            return False
-        if not self.power_cut_may_tear:
-            return True
-        try:
-            return read_delivery(one.path) is not None
-        except CaptureError:
-            return False
+        """Whatever once had a delivery file: it is synced before the first record, --fsync or not."""
+        return bool(one.records) and base_name(one.path) in self.bound
 
     def life_of(self, capture_id: bytes) -> LifeReport | None:
         return next((report for report in self.reports if capture_id in report.captures), None)
@@ -146,13 +135,13 @@ def frames_captured(evidence: Evidence) -> Findings:
                 break
         if len(captured) > len(report.received):
             yield f"life {report.number}: {len(captured)} frames captured, {len(report.received)} received"
-        yield from _lost_frames(report, len(captured))
+        yield from _lost_frames(evidence, report, len(captured))
 
 
-def _lost_frames(report: LifeReport, captured: int) -> Findings:
+def _lost_frames(evidence: Evidence, report: LifeReport, captured: int) -> Findings:
     lost = report.received[captured:]
     result = report.result
-    if not lost or (report.ended == "power cut" and not report.fsync):
+    if not lost:
         return
     if result is not None and result.failure is not None:
         if result.records_lost < len(lost) - result.ledger.uncaptured:
@@ -161,7 +150,8 @@ def _lost_frames(report: LifeReport, captured: int) -> Findings:
     if report.ended == "clean":
         yield f"life {report.number}: {len(lost)} frames are not in its captures"
         return
-    if report.failed:
+    cut = any(later.ended == "power cut" for later in evidence.reports[report.number :])
+    if report.failed or (cut and not report.fsync):  # what was written and not synced went with the power
         return
     since = report.ended_ns - report.flush_ns - report.held_up_ns
     if report.queue_since_ns is not None:
@@ -172,24 +162,34 @@ def _lost_frames(report: LifeReport, captured: int) -> Findings:
 
 
 def gaps_recorded(evidence: Evidence) -> Findings:
-    """Between the frames of two connections stands a gap that covers the time between them."""
+    """Where a stream's frames go on after its connection was lost, a gap covers the time between them."""
     for report in evidence.reports:
         index = 0
         gaps: dict[int, GapFields] = {}
+        closes: dict[int, CloseFields] = {}
         seen: dict[int, Received] = {}
         for one in _captures_of(evidence, report):
             for _, kind, stream, _, _, fields in one.records:
-                if kind == Kind.GAP and isinstance(fields, GapFields):
+                if isinstance(fields, GapFields):
                     gaps[stream] = fields
+                elif isinstance(fields, CloseFields):
+                    closes[stream] = fields
+                    evidence.world.count(f"close: {fields.cause}")
                 elif kind in FRAME_KINDS and index < len(report.received):
                     frame = report.received[index]
                     index += 1
                     before = seen.get(stream)
                     if before is not None and before.connection != frame.connection:
-                        gap = gaps.pop(stream, None)
-                        if gap is None or gap.from_ns > before.recv_ns or gap.to_ns < frame.recv_ns:
+                        close, gap = closes.pop(stream, None), gaps.pop(stream, None)
+                        if close is None:
+                            yield f"life {report.number}: no close of connection {before.connection} of stream {stream}"
+                        elif close.cause not in CLEAN and not _covers(gap, before, frame):
                             yield f"life {report.number}: no gap covers the change to connection {frame.connection}"
                     seen[stream] = frame
+
+
+def _covers(gap: GapFields | None, before: Received, after: Received) -> bool:
+    return gap is not None and gap.from_ns <= before.recv_ns and gap.to_ns >= after.recv_ns
 
 
 def down_time_recorded(evidence: Evidence) -> Findings:
@@ -260,8 +260,7 @@ def receipts_true(evidence: Evidence) -> Findings:
         try:
             receipt = orjson.loads(path.read_bytes())
         except orjson.JSONDecodeError:
-            if not evidence.power_cut_may_tear:
-                yield f"{path.name} cannot be read"
+            yield f"{path.name} cannot be read"
             continue
         whole = receipt.get("whole", True)
         if whole != one.whole:
@@ -269,7 +268,7 @@ def receipts_true(evidence: Evidence) -> Findings:
         if receipt["digest"] != (one.digest if whole else None):
             yield f"{path.name}: its digest is not that of a replay"
         counts = receipt["records"]
-        refused = sum(position[:8] == one.capture_id for position in evidence.cluster.poisoned)
+        refused = sum(position in made for made in one.made.values() for position in evidence.cluster.poisoned)
         if (counts["produced"], counts["acked"], counts["failed"]) != (one.produced, one.produced - refused, refused):
             yield f"{path.name}: it counts {counts}, a replay makes {one.produced}, of which {refused} were refused"
         if receipt["capture"] != one.capture_id.hex():

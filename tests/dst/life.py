@@ -110,7 +110,7 @@ class Life:
 
     async def _main(self) -> None:
         report = self.report
-        place = simulated_venue()
+        place = simulated_venue(self.plan)
         sink = self.sink = KafkaSink(self.kafka_settings(), self.world.clock)
         try:
             await self._run(place, sink)
@@ -172,7 +172,8 @@ class Life:
         plan = self.plan
         return CollectorSettings(
             directory=self.directory,
-            subscriptions=(Subscription(plan.channels, plan.markets, plan.wire_format),) * plan.streams,
+            subscriptions=(Subscription(plan.channels, plan.markets, plan.wire_format),),
+            connections=plan.connections,
             writer=plan.writer,
             session=SessionSettings(BackoffSettings(base_s=0.02, cap_s=0.3, healthy_s=1.0)),
             transport=TransportSettings(close_within_s=0.5),
@@ -252,7 +253,8 @@ class Life:
             count("stopped while behind", report.result.behind)
 
 
-def simulated_venue() -> Venue:
+def simulated_venue(plan: Plan) -> Venue:
     """Upbit in a hurry: what takes minutes there takes seconds here."""
     heartbeat = replace(venue("upbit").heartbeat, ping_every_s=0.7, pong_within_s=0.5, silence_max_s=1.5)
-    return replace(venue("upbit"), heartbeat=heartbeat, limits=Limits(connects_per_s=20.0))
+    limits = Limits(connects_per_s=20.0, connection_age_max_s=plan.age_max_s)
+    return replace(venue("upbit"), heartbeat=heartbeat, limits=limits)

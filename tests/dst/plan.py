@@ -47,7 +47,9 @@ class Plan:
     """One run."""
 
     sim: SimSettings
-    streams: int
+    connections: int
+    age_max_s: float | None
+    """The venue ends a connection that is older: it is renewed before."""
     channels: tuple[str, ...]
     markets: tuple[str, ...]
     wire_format: str
@@ -80,7 +82,8 @@ def draw(world: World) -> Plan:
             channels=channels,
             faults=_venue_faults(rng, on),
         ),
-        streams=2 if rng.random() < 0.25 else 1,
+        connections=2 if on("two connections", 0.3) else 1,
+        age_max_s=rng.choice((0.8, 2.0)) if on("renewal", 0.3) else None,
         channels=channels,
         markets=markets,
         wire_format=rng.choice(("SIMPLE", "SIMPLE", "DEFAULT", "JSON_LIST")),

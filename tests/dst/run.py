@@ -67,6 +67,7 @@ class _Run:
     def __init__(self, world: World, plan: Plan, root: Path) -> None:
         self.world, self.plan, self.directory = world, plan, root / "captures"
         self.directory.mkdir()
+        world.root = str(root)
         self.disk = Disk(self.directory, world)
         self.cluster = Cluster(
             world,

@@ -47,6 +47,8 @@ class World:
     def __init__(self, seed: int, *, verbose: bool = False) -> None:
         self.seed = seed
         self.verbose = verbose
+        self.root = "//"
+        """The directory of this run: its name is another each time, and left out of the trace."""
         self.counts: Counter[str] = Counter()
         """How often each thing happened, for the coverage report."""
         self.defects: list[str] = []
@@ -89,7 +91,7 @@ class World:
 
     def tell(self, what: str) -> None:
         """One line of the trace; its hash says whether two runs were the same."""
-        line = f"{(self.clock.now - START_NS) / SECOND:12.6f} {what}"
+        line = f"{(self.clock.now - START_NS) / SECOND:12.6f} {what.replace(self.root, '')}"
         self._trace.update(line.encode() + b"\n")
         if self.verbose:
             print(line)

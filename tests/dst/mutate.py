@@ -1,0 +1,86 @@
+"""Breaks kcs on purpose and says which seed and which checker noticed: `python -m tests.dst.mutate [NAME...]`.
+
+Each mutation is applied to a copy of the package in a temporary directory; seeds run there until one fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.dst.mutations import MUTATIONS, Mutation
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+_FAILED: Final = re.compile(r"^  seed (\d+): (.*)$", re.MULTILINE)
+
+
+class Stale(AssertionError):
+    """The text to be replaced is not there any more, or not once."""
+
+
+def mutated(mutation: Mutation, package: Path) -> tuple[Path, str]:
+    """The file and its new content. Raises Stale."""
+    path = package / mutation.path
+    content = path.read_text()
+    if content.count(mutation.old) != 1:
+        raise Stale(f"{mutation.name}: its text stands {content.count(mutation.old)} times in {mutation.path}")
+    return path, content.replace(mutation.old, mutation.new)
+
+
+def hunt(mutation: Mutation, seeds: int) -> tuple[int, str] | None:
+    """(seed, finding) of the first seed that fails on the broken copy; None: all passed."""
+    with tempfile.TemporaryDirectory(prefix="kcs-mutant-") as name:
+        copy = Path(name)
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "kcs", copy / "kcs", ignore=ignore)
+        shutil.copytree(ROOT / "tests" / "dst", copy / "tests" / "dst", ignore=ignore)
+        (copy / "tests" / "__init__.py").touch()
+        path, content = mutated(mutation, copy / "kcs")
+        path.write_text(content)
+        command = [sys.executable, "-m", "tests.dst", "--seeds", str(seeds), "--jobs", "1", "--stop-after", "1"]
+        run = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    found = _FAILED.search(run.stdout)
+    if found is not None:
+        return int(found[1]), found[2]
+    if run.returncode not in (0, 1):
+        return -1, f"the run itself broke: {run.stderr[-300:]}"
+    return None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0: every mutation was caught."""
+    parser = argparse.ArgumentParser(prog="python -m tests.dst.mutate", description=__doc__)
+    parser.add_argument("names", nargs="*", help="mutations whose name contains one of these; all [all]")
+    parser.add_argument("--seeds", type=int, default=400, help="give up after so many [400]")
+    options = parser.parse_args(arguments)
+    chosen = [m for m in MUTATIONS if not options.names or any(name in m.name for name in options.names)]
+    missed = 0
+    print("| broken on purpose | caught by | seeds |\n|---|---|---|")
+    for mutation in chosen:
+        started = time.perf_counter()
+        found = hunt(mutation, options.seeds)
+        missed += found is None
+        if found is None:
+            print(f"| {mutation.name} | **nothing** | {options.seeds} |", flush=True)
+        else:
+            seed, text = found
+            print(f"| {mutation.name} | {checker(text)} | {seed + 1} |", flush=True)
+            print(f"    {time.perf_counter() - started:.0f} s, seed {seed}: {text}", file=sys.stderr, flush=True)
+    return 1 if missed else 0
+
+
+def checker(text: str) -> str:
+    """The name of the check in a finding."""
+    return "a traceback" if text.startswith("life") else text.partition(":")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
