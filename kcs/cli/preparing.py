@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kcs.clock import Clock
+from kcs.clock import NS_PER_S, Clock
 from kcs.errors import ConfigError, KafkaError, KafkaUnreachableError
 from kcs.live.backlog import left_captures, seal_left
 from kcs.live.collector import Log
@@ -21,6 +21,8 @@ RETRY_S: Final = 2.0
 """Between two attempts to reach a broker. Opening takes up to five seconds by itself."""
 REFUSED_RETRY_S: Final = 30.0
 """The same where it answers and refuses: somebody has to act."""
+TELL_EVERY_NS: Final = 60 * NS_PER_S
+"""What is waited for is told at once, and again so often."""
 
 
 def delivery_info(sink: KafkaSink) -> DeliveryInfo:
@@ -56,6 +58,8 @@ class Preparation:
         self._clock = clock
         self._log = log
         self._told: set[tuple[str, str]] = set()
+        self._waited_for = ""
+        self._tell_again_ns = 0
 
     async def needed(self) -> bool:
         """False where live may deliver at once: the sink is open, and no earlier run left anything."""
@@ -78,7 +82,11 @@ class Preparation:
                 return None if self._sink.embedded else delivery_info(self._sink)
 
     async def _wait(self, error: KafkaError | ConfigError, seconds: float) -> None:
-        self._log("warning", f"{error}; trying again, capturing goes on")
+        now_ns = self._clock.monotonic_ns()
+        text = f"{error}; trying again, capturing goes on"
+        if text != self._waited_for or now_ns >= self._tell_again_ns:  # a night without a broker is no 10,000 lines
+            self._waited_for, self._tell_again_ns = text, now_ns + TELL_EVERY_NS
+            self._log("warning", text)
         await asyncio.sleep(seconds)
 
     async def _deliver(self) -> None:

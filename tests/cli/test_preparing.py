@@ -11,7 +11,7 @@ import pytest
 
 from kcs.cli import preparing
 from kcs.cli.preparing import Preparation
-from kcs.clock import VirtualClock
+from kcs.clock import NS_PER_S, VirtualClock
 from kcs.errors import ConfigError
 from tests.live.test_backlog import Log, left
 
@@ -41,13 +41,18 @@ def test_a_password_that_cannot_be_read_for_a_while_does_not_end_the_run(
 ) -> None:
     monkeypatch.setattr(preparing, "REFUSED_RETRY_S", 0.0)
     sink: Any = SimpleNamespace(link=None, cluster_id="this", embedded=True, settings=SimpleNamespace(bootstrap="b1"))
-    log = Log()
+    log, clock = Log(), VirtualClock()
+    attempts = 0
 
     async def open_() -> None:
-        if len(log.warnings) < 2:
+        nonlocal attempts
+        attempts += 1
+        clock.advance(NS_PER_S)
+        if attempts <= 100:
             raise ConfigError("the password cannot be read: No such file", where="/etc/kcs/password")
         sink.link = object()
 
-    asyncio.run(Preparation(sink, open_, tmp_path, "upbit", 0.0, VirtualClock(), log).run())
-    assert len(log.warnings) == 2
+    asyncio.run(Preparation(sink, open_, tmp_path, "upbit", 0.0, clock, log).run())
+    assert attempts == 101
+    assert len(log.warnings) == 2, "once a minute"
     assert all("cannot be read" in text and "trying again" in text for text in log.warnings)
