@@ -373,7 +373,7 @@ class KafkaSink:
 
     def delivery(self, capture_id: bytes | None = None) -> Delivery:
         """What became of one capture's records (default: the current one's); the last 1024 captures are known."""
-        tally = self._tally if capture_id is None else self._tallies.of(capture_id)
+        tally = self._tally if capture_id is None else self._tallies.seen(capture_id)
         unsealed = sum(len(part.positions) for part in self._all_partitions() if part.tally is tally)
         return tally.delivery(unsealed)
 

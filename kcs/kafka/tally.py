@@ -64,11 +64,18 @@ class Tallies:
         self._tallies: OrderedDict[bytes, Tally] = OrderedDict()
 
     def of(self, capture_id: bytes) -> Tally:
-        """The tally of a capture; an empty one for a capture never seen, or forgotten."""
+        """The tally of a capture whose records come now."""
         tally = self._tallies.setdefault(capture_id, Tally(capture_id))
         if len(self._tallies) > _CAPTURES_MAX:
             self._tallies.popitem(last=False)
         return tally
+
+    def seen(self, capture_id: bytes) -> Tally:
+        """The same for who only asks: an empty one for a capture never seen, or forgotten, and none is forgotten for it.
+
+        A run that is behind asks for each of its files, again and again, and there may be more than are kept.
+        """
+        return self._tallies.get(capture_id) or Tally(capture_id)
 
 
 class LatencySink(Protocol):

@@ -305,3 +305,21 @@ def test_a_fresh_producer_takes_over_before_the_sequence_runs_out(
     assert cluster.positions(TRADES) == list(range(30))
     assert len(cluster.links) >= 4
     assert all(link.closed for link in cluster.links)
+
+
+def test_asking_for_many_captures_forgets_none(cluster: FakeCluster) -> None:
+    """A run that is behind asks, at each tick, what became of every file that waits for its receipt."""
+
+    async def run() -> None:
+        sink = await open_sink(cluster)
+        emit(sink, 0)
+        await sink.drain()
+        for number in range(3_000):
+            assert sink.delivery(number.to_bytes(8, "big")).acked == 0
+        assert sink.delivery(CAPTURE).acked == 1
+        emit(sink, 1)
+        await sink.drain()
+        assert sink.delivery(CAPTURE).acked == 2
+        await sink.close()
+
+    asyncio.run(run())
