@@ -71,7 +71,7 @@ class Tallies:
         return tally
 
     def seen(self, capture_id: bytes) -> Tally:
-        """The same for who only asks: an empty one for a capture never seen, or forgotten, and none is forgotten for it.
+        """The same for who only asks: an empty one for a capture never seen or forgotten; none is forgotten for it.
 
         A run that is behind asks for each of its files, again and again, and there may be more than are kept.
         """
