@@ -128,7 +128,7 @@ def _incurable(settings: KafkaSettings, error: BaseException) -> tuple[str, str]
         return f"client and broker have no version in common: {_said(error)}", "use Kafka 2.1 or newer"
     if isinstance(error, _RIGHTS):
         return (
-            f"the broker denies it: {type(error).__name__.removesuffix('Error')}: {_said(error)}",
+            f"the broker denies it: {type(error).__name__.removesuffix('Error')}",
             f"give user {user!r} the right to describe, create and write the topics, or IdempotentWrite on the cluster",
         )
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -179,4 +179,7 @@ def _said(error: BaseException) -> str:
 def _reason(error: BaseException, settings: KafkaSettings) -> str:
     if isinstance(error, TimeoutError):
         return f"nothing within {settings.connect_timeout_s:g} s"
+    if any(isinstance(cause, (ConnectionResetError, EOFError, *_TLS_CUT)) for cause in _chain(error)):
+        protocol = settings.properties.get("security.protocol", "PLAINTEXT")
+        return f"it hangs up, as a port does that speaks something else than security.protocol={protocol}"
     return str(error) or type(error).__name__
