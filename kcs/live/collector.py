@@ -311,7 +311,7 @@ class Collector:
 
     async def _make_ready(self, recorder: Recorder, prepare: Prepare) -> None:
         delivery = await prepare()
-        recorder.release(delivery or self._delivery)
+        await recorder.release(delivery or self._delivery)
         await recorder.follow()
 
     def _follow(self, recorder: Recorder) -> None:

@@ -167,12 +167,17 @@ class Recorder:
         self._leave(why, self._clock.now_ns())
         self._pipeline.mute()
 
-    def release(self, delivery: DeliveryInfo | None) -> None:
-        """The sink is ready: follow the run from its first record. `delivery` replaces what was said of it."""
+    async def release(self, delivery: DeliveryInfo | None) -> None:
+        """The sink is ready: follow the run from its first record. `delivery` replaces what was said of it.
+
+        Each delivery file is synced, and a run that waited for days has many: a turn of the loop for each.
+        """
         self._delivery = delivery
-        for file in self._files:
+        for file in self._files:  # those of a rotation meanwhile come last, and are as they should be
             self._write_delivery(file)
-            if file.digest is not None and delivery is not None and file not in self._unreceipted:
+            await asyncio.sleep(0)
+            waits = file.digest is not None and file.receipt is None
+            if waits and delivery is not None and file not in self._unreceipted:
                 self._unreceipted.append(file)
         pipeline = self._fresh(self._sink)
         pipeline.start(self._files[0].capture_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 from kcs.capture.format import CaptureHeader
 from kcs.capture.writer import CaptureWriter, WriterSettings
 from kcs.clock import VirtualClock
+from kcs.live.receipt import DeliveryInfo
 from kcs.live.recorder import Recorder
 from kcs.model import Kind
 from kcs.pipeline import Pipeline
+from kcs.sink import NullSink
 from kcs.stats import Ledger
 from tests.live.rig import TestSink, trade
 from tests.live.support import make_venue
@@ -62,6 +65,49 @@ def test_the_record_that_fills_a_chunk_may_be_the_first_that_kafka_does_not_take
     assert recorder.lag(clock.now_ns()) is None, logs
     assert recorder.ledger().parsed == 6
     assert len(sink.all) == 6
+    recorder.finish()
+    recorder.close_writer(clock.now_ns())
+    recorder.close()
+
+
+def test_a_run_that_waited_for_days_has_many_files_to_say_where_they_go_and_the_loop_turns_meanwhile(
+    tmp_path: Path,
+) -> None:
+    clock, ids = VirtualClock(10**18), count(1)
+    delivery = DeliveryInfo(None, "{channel}.{exchange}", True, {}, lambda capture_id: None, "b1")
+    recorder = Recorder(
+        CaptureWriter(
+            tmp_path,
+            CaptureHeader(bytes(8), bytes(8), VENUE.name, "ws://x", clock.now_ns(), "0"),
+            settings=WriterSettings(threaded=False),
+            new_id=lambda: next(ids).to_bytes(8, "big"),
+        ),
+        Pipeline(VENUE.name, VENUE.adapter(), NullSink(), Ledger()),
+        TestSink(),
+        clock,
+        lambda level, text: None,
+        fork=lambda pipeline: pipeline.fork(VENUE.adapter()),
+        fresh=lambda sink: Pipeline(VENUE.name, VENUE.adapter(), sink, Ledger()),
+        delivery=delivery,
+        anchor_every_ns=10**12,
+    )
+    recorder.hold("no broker")
+    recorder.begin(clock.now_ns())
+    for _ in range(19):
+        recorder.rotate(clock.now_ns(), [])
+
+    def told() -> int:
+        return sum(b'"cluster": "c"' in path.read_bytes() for path in tmp_path.glob("*.delivery.json"))
+
+    async def run() -> None:
+        release = asyncio.create_task(recorder.release(replace(delivery, cluster_id="c")))
+        before, most = 0, 0
+        while not release.done():
+            await asyncio.sleep(0)
+            before, most = told(), max(most, told() - before)
+        assert (told(), most) == (20, 1)
+
+    asyncio.run(run())
     recorder.finish()
     recorder.close_writer(clock.now_ns())
     recorder.close()
