@@ -161,7 +161,7 @@ class Slot:
         except (FrameIgnored, FrameRejected):
             return
         for event in events:
-            if not isinstance(event, Gap) and event.market in silent:
+            if not isinstance(event, Gap):
                 self._apply(session.speaks(event.market, recv_ns), recv_ns)
         if not silent:
             self._listener = None

@@ -486,6 +486,27 @@ async def test_a_market_that_is_silent_on_both_is_covered_by_nobody() -> None:
 
 
 @on_a_loop
+async def test_a_market_that_the_twin_did_not_hear_either_is_not_covered_by_it() -> None:
+    """Its patience is longer, so it has not called the market silent; that it brought nothing of it counts."""
+    street = await Street(connections=2, rhythm=RhythmSettings(floor_s=20, samples=8, watched=2)).start()
+    await street.run(120)
+    street.line_of(1).deaf.add("KRW-ETH")
+    await street.run(40)
+    street.line_of(1).deaf.clear()
+    await street.run(5)
+    ((_, gap),) = street.gaps
+    assert gap.covered_by == 0
+    for line in street.lines:
+        line.deaf.add("KRW-ETH")
+    await street.run(30)
+    assert [bool(session.silent) for session in street.lanes.sessions] == [True, False]
+    street.line_of(0).deaf.clear()
+    await street.run(2)
+    _, (stream, gap) = street.gaps
+    assert (stream, gap.cause, gap.covered_by) == (0, "market_silence", None)
+
+
+@on_a_loop
 async def test_the_time_without_a_collector_is_one_gap_however_many_connections_follow() -> None:
     street = Street(connections=2, down_since_ns=START_NS - 100 * S)
     street.plan = ["refuse", "ok"]
