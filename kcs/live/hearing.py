@@ -24,7 +24,7 @@ MARKETS_MAX: Final = 65_536
 """Markets whose last event is remembered: names come from outside, no venue has a tenth of this."""
 
 SLICE: Final = 128
-"""Markets looked at in one step: under 0.1 ms."""
+"""Markets looked at in one step: some 70 us."""
 STEP_NS: Final = 100 * NS_PER_MS
 PASS_NS: Final = NS_PER_S
 """The next step follows after `STEP_NS`, the next pass over all markets after `PASS_NS`."""
