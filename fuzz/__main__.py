@@ -10,8 +10,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Final
+
+Arc = tuple[str, int, int]
+"""File, line, next line."""
 
 HERE: Final = Path(__file__).resolve().parent
 CORPUS: Final = HERE / "corpus"
@@ -55,7 +60,8 @@ def main() -> int:
         remove_files()
     codes = [_fuzz(name, given.seconds) for name in names]
     for name in names if given.keep else ():
-        _keep(name, len(TARGETS))
+        _keep(name)
+    remove_files()
     return max(codes)
 
 
@@ -125,21 +131,52 @@ def _figures(log: str) -> str:
     return f"{int(runs):,} executions{seconds}, {int(edges):,} edges, {int(features):,} features, corpus {corpus}"
 
 
-def _keep(name: str, targets: int) -> None:
-    """The corpus of the repository becomes the smallest inputs that reach what all inputs reach, within its share."""
-    with tempfile.TemporaryDirectory() as home:
-        merged = Path(home) / "merged"
-        merged.mkdir()
-        _run(name, str(merged), str(CORPUS / name), str(WORK / name), "-merge=1", f"-max_len={INPUT_BYTES_MAX}")
-        inputs = sorted({path.read_bytes() for path in merged.iterdir()}, key=lambda data: (len(data), data))
-        files, size, kept = FILES_MAX // targets, BYTES_MAX // targets, []
-        step = max(1, len(inputs) // files)
-        for data in [*inputs[::step], *inputs]:  # small and large ones, then what fits
-            if data not in kept and len(kept) < files and size >= len(data):
-                kept.append(data)
-                size -= len(data)
-        shutil.rmtree(CORPUS / name, ignore_errors=True)
-        _put(name, kept)
+def _keep(name: str) -> None:
+    """The corpus of the repository becomes the smallest inputs that reach what all inputs reach, within its share.
+
+    By Python's own tracing: libFuzzer's merge wants to start its program anew, and here that is an interpreter.
+    """
+    from fuzz.targets import TARGETS
+
+    paths = [path for directory in (CORPUS, WORK) for path in (directory / name).iterdir()]
+    inputs = sorted({path.read_bytes() for path in paths}, key=lambda data: (len(data), data))
+    reached = {data: _arcs(TARGETS[name], data) for data in inputs}
+    files, size = FILES_MAX // len(TARGETS), BYTES_MAX // len(TARGETS)
+    kept: list[bytes] = []
+    missing = frozenset[Arc]().union(*reached.values())
+    while missing and len(kept) < files:
+        fitting = [data for data in inputs if len(data) <= size and data not in kept]
+        best = max(fitting, key=lambda data: (len(reached[data] & missing), -len(data)), default=None)
+        if best is None or not reached[best] & missing:
+            break
+        kept.append(best)
+        size -= len(best)
+        missing -= reached[best]
+    shutil.rmtree(CORPUS / name)
+    _put(name, kept)
+    print(f"{name}: {len(kept)} inputs kept, {len(missing)} of their steps are reached by none of them", flush=True)
+
+
+def _arcs(target: Callable[[bytes], None], data: bytes) -> frozenset[Arc]:
+    """The steps from line to line in kcs that an input takes."""
+    found: set[Arc] = set()
+    last: dict[int, int] = {}
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        name = frame.f_code.co_filename
+        if "/kcs/" not in name:
+            return None
+        if event == "line":
+            found.add((name, last.get(id(frame), 0), frame.f_lineno))
+        last[id(frame)] = 0 if event == "return" else frame.f_lineno
+        return trace
+
+    sys.settrace(trace)  # type: ignore[arg-type]
+    try:
+        target(data)
+    finally:
+        sys.settrace(None)
+    return frozenset(found)
 
 
 def _put(name: str, inputs: list[bytes]) -> None:
