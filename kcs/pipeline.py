@@ -6,9 +6,10 @@ duplicates, encodes, feeds the digest and hands records to the sink. It knows no
 clock, so what it produces is a pure function of the records fed and of the code. It never raises for a bad frame: every
 one ends in the ledger as parsed, ignored or rejected. Not thread-safe.
 
-Duplicates (section "Duplicates" of docs/kafka.md): a trade whose (market, id) is among the last `TRADE_WINDOW` of its
-market; an order book or a ticker equal to one already emitted with the same time; one older than the last emitted *of
-another stream* (within one stream the order of arrival rules, so a venue whose clock steps back loses nothing).
+Duplicates (section "Duplicates" of docs/kafka.md): a trade whose (market, id) is in the window of its market (the last
+`TRADE_WINDOW`, and all of the last `TRADE_WINDOW_NS`: a second connection may lag that far); an order book or a ticker
+equal to one already emitted with the same time; one older than the last emitted *of another stream* (within one stream
+the order of arrival rules, so a venue whose clock steps back loses nothing).
 
 A run that has fallen behind has two pipelines. The first one stays at the present, `mute`d: it is fed every record and
 emits none. Its `fork` goes on from the record at which that happened, later, from the capture. Where the fork meets the
@@ -22,6 +23,7 @@ any of its events is emitted; its events change nothing and are not counted, kno
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -50,7 +52,14 @@ if TYPE_CHECKING:
     from kcs.exchanges.base import Adapter
 
 TRADE_WINDOW: Final = 128
-"""Trade ids remembered per market. Venues repeat the last trade after a reconnect; two sockets differ by less."""
+"""Trade ids remembered per market in any case: venues repeat the last trade after a reconnect."""
+
+TRADE_WINDOW_NS: Final = 60 * 1_000_000_000
+"""So long, by receive time, ids are remembered beyond these: two connections may differ by so much."""
+
+TRADES_MAX: Final = 8_192
+TRADES_OVERALL_MAX: Final = 1 << 21
+"""Bounds of what is remembered so: a market, and over all markets, of which each has an equal share."""
 
 MARKETS_MAX: Final = 16_384
 """Markets of one exchange that are remembered; the largest venues list a tenth. Invented ones must not fill memory."""
@@ -68,9 +77,11 @@ _POSITION_PART: Final = slice(META_POSITION, None)
 
 
 class _MarketState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Payload of a state record. `books` are digests of the books emitted with `book_ts_ns`, `tickers` likewise."""
+    """Payload of a state record. `trade_ns` are the receive times of `trades`, oldest first; `books` are digests of the
+    books emitted with `book_ts_ns`, `tickers` likewise."""
 
     trades: list[str] = []
+    trade_ns: list[int] = []
     book_ts_ns: int = 0
     book_stream: int = 0
     books: list[bytes] = []
@@ -92,12 +103,12 @@ class _Route:
         self.target = sink.route(channel, exchange, key)
 
     def copy(self) -> Self:
-        """The same route with a state of its own; states are lists, sets and values that never change."""
+        """The same route with a state of its own; states are containers and values that never change."""
         other = object.__new__(type(self))
         for kind in type(self).__mro__[:-1]:
             for name in kind.__slots__:  # type: ignore[attr-defined]
                 value = getattr(self, name)
-                setattr(other, name, value.copy() if isinstance(value, list | set) else value)
+                setattr(other, name, value.copy() if isinstance(value, list | dict | deque) else value)
         return other
 
     def state(self) -> Any:
@@ -106,27 +117,29 @@ class _Route:
 
 
 class _TradeRoute(_Route):
-    """`ring` holds the ids of the window, "" where there is none yet; `next` is the slot that is overwritten next."""
+    """`order` holds the ids of the window, oldest first, `seen` the time at which each was received."""
 
-    __slots__ = ("next", "ring", "seen")
+    __slots__ = ("order", "seen")
 
     def __init__(self, channel: str, exchange: str, key: str, sink: Sink) -> None:
         super().__init__(channel, exchange, key, sink)
-        self.restore(())
+        self.order: deque[str] = deque()
+        self.seen: dict[str, int] = {}
 
-    def restore(self, ids: Sequence[str]) -> None:
-        """Begin with these ids, oldest first; at most the window's newest are kept."""
-        kept = list(ids[-TRADE_WINDOW:])
-        self.ring = kept + [""] * (TRADE_WINDOW - len(kept))
-        self.seen = set(kept)
-        self.next = len(kept) % TRADE_WINDOW
+    def restore(self, ids: list[str], times_ns: list[int]) -> None:
+        """Begin with these, oldest first; at most `TRADES_MAX` of the newest are kept."""
+        known = times_ns if len(times_ns) == len(ids) else [0] * len(ids)
+        self.seen = dict(zip(ids[-TRADES_MAX:], known[-TRADES_MAX:], strict=True))
+        self.order = deque(self.seen)
 
-    def ids(self) -> list[str]:
-        """The window, oldest first."""
-        return [trade_id for trade_id in self.ring[self.next :] + self.ring[: self.next] if trade_id]
+    def forget(self, now_ns: int, ids_max: int) -> None:
+        """Let go of what is no longer in the window; called when it holds more than `TRADE_WINDOW`."""
+        order, seen = self.order, self.seen
+        while len(order) > TRADE_WINDOW and (len(order) > ids_max or now_ns - seen[order[0]] > TRADE_WINDOW_NS):
+            del seen[order.popleft()]
 
     def state(self) -> Any:
-        return self.ring, self.next
+        return self.order, self.seen
 
 
 class _BookRoute(_Route):
@@ -196,6 +209,7 @@ class Pipeline:
         "_sink",
         "_tickers",
         "_trades",
+        "_trades_max",
         "last_event",
         "ledger",
         "number",
@@ -215,6 +229,7 @@ class Pipeline:
         self._books: dict[str, _BookRoute] = {}
         self._tickers: dict[str, _BookRoute] = {}
         self._markets: set[str] = set()
+        self._trades_max = TRADES_MAX
         self._room = MARKETS_MAX
         """Markets that may still come: a frame of no more events than that needs no look at each."""
         self._gaps: dict[int, _Route] = {}
@@ -264,7 +279,7 @@ class Pipeline:
         other._books = {key: route.copy() for key, route in self._books.items()}
         other._tickers = {key: route.copy() for key, route in self._tickers.items()}
         other._gaps, other._rejects = dict(self._gaps), dict(self._rejects)
-        other._markets, other._room = set(self._markets), self._room
+        other._markets, other._room, other._trades_max = set(self._markets), self._room, self._trades_max
         other._digest = None if self._digest is None else self._digest.copy()
         other._capture_id = self._capture_id
         other.number = self.number
@@ -378,7 +393,8 @@ class Pipeline:
         for market in sorted(self._markets):
             trade, book, ticker = self._trades.get(market), self._books.get(market), self._tickers.get(market)
             state = _MarketState(
-                trades=trade.ids() if trade else [],
+                trades=list(trade.order) if trade else [],
+                trade_ns=list(trade.seen.values()) if trade else [],
                 book_ts_ns=book.ts_ns if book else 0,
                 book_stream=book.stream if book else 0,
                 books=book.known() if book else [],
@@ -405,7 +421,7 @@ class Pipeline:
             self._enter(market)
         if state.trades:
             trade = self._trades.get(market) or self._new_trade_route(market)
-            trade.restore(state.trades)
+            trade.restore(state.trades, state.trade_ns)
         if state.books:
             book = self._books.get(market) or self._new_book_route(market)
             book.restore(state.book_ts_ns, state.book_stream, state.books)
@@ -426,11 +442,11 @@ class Pipeline:
             if trade_id in seen:
                 _count(ledger.suppressed, "trade_repeated")
                 return
-            ring, slot = route.ring, route.next
-            seen.discard(ring[slot])
-            seen.add(trade_id)
-            ring[slot] = trade_id
-            route.next = (slot + 1) % TRADE_WINDOW
+            seen[trade_id] = recv_ns
+            order = route.order
+            order.append(trade_id)
+            if len(order) > TRADE_WINDOW:
+                route.forget(recv_ns, self._trades_max)
         value = _dumps((event.price, event.qty, event.side, event.ts_ns / 1_000_000_000))
         raw_id = trade_id.encode()
         meta = _pack_meta(len(value), recv_ns // 1_000_000, len(raw_id), number, index, recv_ns)
@@ -560,6 +576,7 @@ class Pipeline:
         """This market counts from now on; `_fits` or the caller has seen to it that there is room."""
         self._markets.add(market)
         self._room = MARKETS_MAX - len(self._markets)
+        self._trades_max = min(TRADES_MAX, TRADES_OVERALL_MAX // len(self._markets))
 
     def _new_trade_route(self, market: str) -> _TradeRoute:
         self._enter(market)

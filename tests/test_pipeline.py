@@ -28,7 +28,7 @@ from kcs.model import (
     Ticker,
     Trade,
 )
-from kcs.pipeline import BOOK_WINDOW, TRADE_WINDOW, Pipeline
+from kcs.pipeline import BOOK_WINDOW, TRADE_WINDOW, TRADE_WINDOW_NS, TRADES_MAX, Pipeline
 from kcs.sink import POSITION, RECORD_BYTES_MAX
 from kcs.stats import Ledger
 
@@ -98,9 +98,9 @@ def build(*script: Sequence[Event] | Exception) -> tuple[Pipeline, ListSink, Scr
     return pipeline, sink, adapter
 
 
-def feed_all(pipeline: Pipeline, adapter: ScriptedAdapter, stream: int = 0) -> None:
+def feed_all(pipeline: Pipeline, adapter: ScriptedAdapter, stream: int = 0, *, since: int = 0) -> None:
     for i in range(len(adapter.script)):
-        pipeline.feed(stream, 1_000 + i, b"%d" % i)
+        pipeline.feed(stream, 1_000 + since + i, b"%d" % i)
 
 
 def settled(pipeline: Pipeline, sink: ListSink) -> Ledger:
@@ -184,12 +184,48 @@ def test_the_same_id_in_another_market_and_trades_without_id_are_kept() -> None:
     assert len(sink.records) == 4
 
 
-def test_the_trade_window_is_bounded_and_forgets_the_oldest_first() -> None:
-    ids = [[trade(str(i))] for i in range(TRADE_WINDOW + 1)]
-    pipeline, sink, adapter = build(*ids, [trade("1")], [trade("0")])
-    feed_all(pipeline, adapter)
-    assert settled(pipeline, sink).suppressed == {"trade_repeated": 1}
+def test_the_last_128_trades_are_remembered_however_old_and_the_oldest_are_forgotten_first() -> None:
+    count = TRADE_WINDOW + 1
+    pipeline, sink, _ = build(*[[trade(str(i))] for i in range(count)], [trade("1")], [trade("0")])
+    for number in range(count):
+        pipeline.feed(0, number, b"%d" % number)
+        if number == count - 2:
+            assert len(pipeline._trades["KRW-BTC"].order) == TRADE_WINDOW
+    late_ns = 10 * TRADE_WINDOW_NS
+    pipeline.feed(0, late_ns, b"%d" % count)
+    assert pipeline.ledger.suppressed == {"trade_repeated": 1}, "1 is still there: nothing came that pushed it out"
+    pipeline.feed(0, late_ns, b"%d" % (count + 1))
+    assert pipeline.ledger.suppressed == {"trade_repeated": 2}, "0 too: it left only with a newer one"
+    more, sink, _ = build(*[[trade(str(i))] for i in range(count)], [trade("1")], [trade("0")])
+    for number in range(count):
+        more.feed(0, number * TRADE_WINDOW_NS, b"%d" % number)
+    more.feed(0, late_ns, b"%d" % count)
+    assert more.ledger.suppressed == {"trade_repeated": 1}
+    more.feed(0, late_ns, b"%d" % (count + 1))
     assert sink.records[-1][5] == b"0"
+
+
+def test_a_second_connection_may_lag_by_a_minute_whatever_the_rate() -> None:
+    count = 3000
+    pipeline, sink, _ = build(*[[trade(str(i))] for i in range(count)])
+    step_ns = TRADE_WINDOW_NS // count
+    for number in range(count):
+        pipeline.feed(0, number * step_ns, b"%d" % number)
+    for number in range(count):
+        pipeline.feed(1, TRADE_WINDOW_NS + number * step_ns, b"%d" % number)
+    assert len(sink.records) == count
+    assert pipeline.ledger.suppressed == {"trade_repeated": count}
+
+
+def test_what_is_remembered_of_trades_is_bounded_a_market_and_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = [[trade(str(i))] for i in range(TRADES_MAX + 50)]
+    pipeline, _, adapter = build(*script)
+    feed_all(pipeline, adapter)
+    assert len(pipeline._trades["KRW-BTC"].order) == len(pipeline._trades["KRW-BTC"].seen) == TRADES_MAX
+    monkeypatch.setattr(kcs.pipeline, "TRADES_OVERALL_MAX", 600)
+    both, _, adapter = build(*[[trade(str(i), market)] for i in range(400) for market in ("KRW-BTC", "KRW-ETH")])
+    feed_all(both, adapter)
+    assert [len(route.order) for route in both._trades.values()] == [300, 300]
 
 
 def test_an_equal_book_is_dropped_and_a_different_one_with_the_same_time_is_kept() -> None:
@@ -336,7 +372,7 @@ def test_saved_state_makes_a_second_pipeline_behave_as_the_first() -> None:
     for stream, fields, payload in first.save():
         second.control(Kind.STATE, stream, 1, fields, payload)
     assert second_adapter.loaded == [(3, "M", b"\x00adapter")]
-    feed_all(second, second_adapter)
+    feed_all(second, second_adapter, since=len(history))
     kept = [(r[0], r[1], r[2]) for r in second_sink.records]
     assert kept == [(r[0], r[1], r[2]) for r in whole_sink.records][-len(kept) :]
     assert second.ledger.suppressed == whole.ledger.suppressed
@@ -444,9 +480,12 @@ def test_a_state_that_the_adapter_refuses_is_an_error_too() -> None:
 
 def test_a_foreign_state_cannot_make_the_windows_larger() -> None:
     pipeline, _, _ = build()
-    ids = [str(n) for n in range(1000)]
+    ids = [str(n) for n in range(TRADES_MAX + 1000)]
     state = orjson.dumps({"trades": ids, "book_ts_ns": 5, "books": ["AAAA"] * 1000})
     pipeline.control(Kind.STATE, 0, 1, StateFields(market="KRW-BTC"), state)
     _, _, saved = pipeline.save()[0]
-    assert orjson.loads(saved)["trades"] == ids[-TRADE_WINDOW:]
+    assert orjson.loads(saved)["trades"] == ids[-TRADES_MAX:]
+    pipeline.control(Kind.STATE, 0, 1, StateFields(market="KRW-BTC"), b'{"trades":["a","a","b"],"trade_ns":[1]}')
+    _, _, saved = pipeline.save()[0]
+    assert (orjson.loads(saved)["trades"], orjson.loads(saved)["trade_ns"]) == (["a", "b"], [0, 0])
     assert len(orjson.loads(saved)["books"]) == BOOK_WINDOW
