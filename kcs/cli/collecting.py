@@ -67,7 +67,8 @@ async def collect(verb: str, sink_kind: str, config: Config, *, quiet: bool = Fa
             async with _shown(bar, collectors, sinks, clock):
                 results = await _run_all(collectors)
     named = [(place.name, result) for (place, _), result in zip(jobs, results, strict=True)]
-    return _report(verb, sink_kind, named, meters.gc.report(), meters.loop.report_ms(), latency, warnings)
+    undone = sum(getattr(sink, "went_back", 0) for sink in sinks)
+    return _report(verb, sink_kind, named, meters.gc.report(), meters.loop.report_ms(), latency, warnings, undone)
 
 
 def _jobs(config: Config) -> list[tuple[Venue, CollectorSettings]]:
@@ -179,8 +180,12 @@ async def _run_all(collectors: Sequence[Collector]) -> list[CollectorResult]:
 
 @contextmanager
 def _stopping(collectors: Sequence[Collector]) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run cleanly, the second one no longer waits for acks; SIGUSR1 renews connections."""
+    """SIGINT, SIGTERM and SIGHUP (a terminal that is gone, unless nohup ignores it) end the run cleanly, the second one
+    no longer waits for acks; SIGUSR1 renews connections."""
     loop = asyncio.get_running_loop()
+    ends = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ends.append(signal.SIGHUP)
 
     def renew() -> None:
         say("kcs: asked for new connections; the old ones retire when these deliver")
@@ -191,13 +196,13 @@ def _stopping(collectors: Sequence[Collector]) -> Iterator[None]:
         for collector in collectors:
             collector.request_stop(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ends:
         loop.add_signal_handler(number, stop, int(number))
     loop.add_signal_handler(signal.SIGUSR1, renew)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in (*ends, signal.SIGUSR1):
             loop.remove_signal_handler(number)
 
 
@@ -253,6 +258,7 @@ def _report(
     loop_lag: dict[str, float | int | None],
     latency: LatencyHistogram,
     warnings: Sequence[str],
+    acks_undone: int,
 ) -> RunReport:
     results = [result for _, result in named]
     ledger, notes = Ledger(), []
@@ -295,6 +301,7 @@ def _report(
         loop_lag=loop_lag,
         delivers=sink_kind != "null",
         behind=any(result.behind for result in results),
+        acks_undone=acks_undone,
         interrupted=any(result.signal == signal.SIGINT for result in results),
         failed=_failure(results),
         notes=notes,

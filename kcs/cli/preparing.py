@@ -21,6 +21,8 @@ RETRY_S: Final = 2.0
 """Between two attempts to reach a broker. Opening takes up to five seconds by itself."""
 REFUSED_RETRY_S: Final = 30.0
 """The same where it answers and refuses: somebody has to act."""
+REFUSALS_MAX: Final = 3
+"""A capture that is refused so often, for what no waiting cures, must not keep the run from its own delivery."""
 TELL_EVERY_NS: Final = 60 * NS_PER_S
 """What is waited for is told at once, and again so often."""
 
@@ -58,6 +60,8 @@ class Preparation:
         self._clock = clock
         self._log = log
         self._told: set[tuple[str, str]] = set()
+        self._refusals: dict[Path, int] = {}
+        self._passed_over: set[Path] = set()
         self._waited_for = ""
         self._tell_again_ns = 0
 
@@ -95,12 +99,26 @@ class Preparation:
 
         if self._sink.embedded:
             return
-        left = await asyncio.to_thread(self._left)
-        if not left:
-            return
-        self._log("info", f"delivering first what {len(left)} captures of earlier runs owe to Kafka")
-        for done in await deliver_all(left, self._sink.settings, self._clock, log=self._log, settle_s=self._settle_s):
-            self._log("info", described(done))
+        left = [path for path in await asyncio.to_thread(self._left) if path not in self._passed_over]
+        if left:
+            self._log("info", f"delivering first what {len(left)} captures of earlier runs owe to Kafka")
+        for path in left:
+            try:
+                delivered = await deliver_all(
+                    [path], self._sink.settings, self._clock, log=self._log, settle_s=self._settle_s
+                )
+            except KafkaUnreachableError:
+                raise
+            except KafkaError as error:
+                self._refusals[path] = self._refusals.get(path, 0) + 1
+                if self._refusals[path] < REFUSALS_MAX:
+                    raise
+                self._passed_over.add(path)
+                self._log("error", f"passed over, the next start tries again: {path} is not delivered: {error}")
+                continue
+            for done in delivered:
+                self._settle_s = 0.0  # what dead processes had under way has arrived by now
+                self._log("info", described(done))
 
     @property
     def _is_open(self) -> bool:

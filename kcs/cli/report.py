@@ -17,6 +17,7 @@ EXIT_USAGE = 2
 EXIT_LOSS = 3
 EXIT_INTERRUPTED = 130
 
+_UNDONE = "kcs verify FILE --topic names it, kcs replay brings it back"
 _LATER = "the next `kcs live` or `kcs recover --produce FILE` delivers the rest"
 
 
@@ -49,6 +50,8 @@ class RunReport:
     """False for the null sink: nothing is acknowledged, failed or in flight, whatever the ledger counts for itself."""
     behind: bool = False
     """Delivery did not come to the captures' end. Records that are no frames may wait, too: gaps, of a silent venue."""
+    acks_undone: int = 0
+    """How often a partition's offsets went back: what the cluster had acknowledged is gone there."""
     interrupted: bool = False
     failed: str | None = None
     notes: Sequence[str] = field(default_factory=tuple)
@@ -59,7 +62,12 @@ class RunReport:
         """The ledger's verdict first, then the signal's."""
         if self.failed:
             return EXIT_FAILED
-        if self.ledger.lost or self.behind or (fail_on_gaps and self.ledger.gaps > (self.gaps_covered or 0)):
+        if (
+            self.ledger.lost
+            or self.behind
+            or self.acks_undone
+            or (fail_on_gaps and self.ledger.gaps > (self.gaps_covered or 0))
+        ):
             return EXIT_LOSS
         return EXIT_INTERRUPTED if self.interrupted else EXIT_OK
 
@@ -80,6 +88,7 @@ class RunReport:
             "reconnects": self.reconnects,
             "streams": None if self.streams is None else list(self.streams),
             "catch_ups": self.catch_ups,
+            "acks_undone": self.acks_undone if self.delivers else None,
             "rate": {
                 "frames_per_s": round(frames / self.seconds, 1) if self.seconds > 0 else None,
                 "speed_asked": self.speed_asked,
@@ -159,6 +168,8 @@ class RunReport:
             rows.append(("LOSS", _loss_text(ledger)))
         elif self.behind:
             rows.append(("LOSS", f"delivery did not come to the capture's end: {_LATER}"))
+        if self.acks_undone:
+            rows.append(("LOSS", f"Kafka lost what it had acknowledged, {self.acks_undone:,} times: {_UNDONE}"))
         return rows
 
 

@@ -19,7 +19,7 @@ from tests.cli.processes import Done, Kcs, balanced, partials, run, running, sea
 REPORT_KEYS = {
     *("verb", "seconds", "frames", "events", "suppressed", "records", "digest", "captures", "gaps", "reconnects"),
     *("gaps_covered", "streams", "catch_ups", "rate", "lateness_ms", "ack_latency_ms", "gc", "loop_lag_ms"),
-    "unverifiable",
+    *("unverifiable", "acks_undone"),
 }
 FRAME_KEYS = {"received", "captured", "uncaptured", "parsed", "ignored", "rejected", "behind"}
 LATENCY_KEYS = {"count", "p50", "p90", "p99", "p999", "max"}
@@ -34,7 +34,11 @@ def stop(kcs: Kcs, directory: Path, number: int, frames: int = 20) -> None:
     kcs.send(number)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
+)
 @pytest.mark.parametrize("verb", ["live", "capture"])
 def test_a_signal_seals_and_reports(verb: str, number: int, code: int, sim_url: str, tmp_path: Path) -> None:
     directory = tmp_path / "captures"

@@ -12,7 +12,7 @@ import pytest
 from kcs.cli import preparing
 from kcs.cli.preparing import Preparation
 from kcs.clock import NS_PER_S, VirtualClock
-from kcs.errors import ConfigError
+from kcs.errors import ConfigError, KafkaError
 from tests.live.test_backlog import Log, left
 
 
@@ -56,3 +56,33 @@ def test_a_password_that_cannot_be_read_for_a_while_does_not_end_the_run(
     assert attempts == 101
     assert len(log.warnings) == 2, "once a minute"
     assert all("cannot be read" in text and "trying again" in text for text in log.warnings)
+
+
+def test_a_capture_that_is_refused_again_and_again_does_not_hold_up_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No right to write into an old template's topic: no waiting cures that, and the present must be delivered."""
+    monkeypatch.setattr(preparing, "REFUSED_RETRY_S", 0.0)
+    refused, fine = left(tmp_path, 1, cluster="this"), left(tmp_path, 2, cluster="this")
+    sink: Any = SimpleNamespace(
+        link=object(), cluster_id="this", embedded=False, settings=SimpleNamespace(bootstrap="b")
+    )
+    asked: list[Path] = []
+
+    async def deliver_all(paths: list[Path], *_: Any, settle_s: float, **__: Any) -> list[Any]:
+        asked.extend(paths)
+        if paths == [refused]:
+            raise KafkaError("no right to write", where="topic old.trade.upbit")
+        return [SimpleNamespace(path=paths[0])]
+
+    monkeypatch.setattr("kcs.deliver.deliver_all", deliver_all)
+    monkeypatch.setattr("kcs.deliver.described", lambda done: f"done: {done.path}")
+    monkeypatch.setattr(preparing, "delivery_info", lambda sink: "ready")
+    log = Log()
+
+    async def open_() -> None:
+        raise AssertionError("it is open")
+
+    assert asyncio.run(Preparation(sink, open_, tmp_path, "upbit", 5.0, VirtualClock(), log).run()) == "ready"
+    assert asked == [refused] * 3 + [fine]
+    assert len([text for text in log.warnings if str(refused) in text and "no right to write" in text]) == 1

@@ -74,3 +74,11 @@ def test_a_run_that_is_behind_with_no_frame_is_a_loss_all_the_same() -> None:
     report = RunReport("live", 1.0, Ledger(), behind=True, interrupted=True)
     assert report.exit_code() == 3
     assert "next `kcs live`" in dict(report.lines())["LOSS"]
+
+
+def test_a_cluster_that_forgets_what_it_acknowledged_is_a_loss() -> None:
+    report = RunReport("live", 1.0, Ledger(), acks_undone=2)
+    assert report.exit_code() == 3
+    assert "2 times" in dict(report.lines())["LOSS"]
+    assert report.as_json()["acks_undone"] == 2
+    assert RunReport("capture", 1.0, Ledger(), delivers=False).as_json()["acks_undone"] is None
