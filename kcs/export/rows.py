@@ -47,6 +47,7 @@ def schema(channel: str) -> Any:
             ("stream", pa.int64()),
             ("markets", pa.list_(pa.string())),
             ("frames", pa.int64()),
+            ("covered_by", pa.int64()),
         ],
     }
     common = [("market", name), ("ts", time), ("recv", time), ("capture", name), ("frame", pa.int64())]
@@ -232,7 +233,7 @@ class TickerRows(_Common):
 
 
 class GapRows(_Common):
-    """from, to, cause, stream, markets, frames. `market` is set where a gap names exactly one; `ts` is its end."""
+    """from, to, cause, stream, markets, frames, covered_by. `market`: where a gap names exactly one; `ts`: its end."""
 
     channel = "gap"
     order = ("recv", "frame", "event")
@@ -264,6 +265,7 @@ class GapRows(_Common):
             pa.array([gap.stream for gap in self.gaps], pa.int64()),
             pa.array([gap.markets for gap in self.gaps], kind.field("markets").type),
             pa.array([gap.frames for gap in self.gaps], pa.int64()),
+            pa.array([gap.covered_by for gap in self.gaps], pa.int64()),
         ]
 
 

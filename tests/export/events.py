@@ -39,8 +39,8 @@ def ticker(number: int) -> Row:
     return Ticker("KRW-ETH", 5.0, 4.0, None, 3.5, 1e9, None, None, 5.5, ts_ns), ts_ns + 11, number, 0
 
 
-def gap(number: int, markets: tuple[str, ...] = (), frames: int | None = None) -> Row:
-    return Gap(3, NOON_NS - 5, NOON_NS + 1, "disconnect", markets, frames), NOON_NS + number, number, 0
+def gap(number: int, markets: tuple[str, ...] = (), frames: int | None = None, covered_by: int | None = None) -> Row:
+    return Gap(3, NOON_NS - 5, NOON_NS + 1, "disconnect", markets, frames, covered_by), NOON_NS + number, number, 0
 
 
 def export(out: Path, rows: Iterable[Row], capture: str = CAPTURE, **options: Any) -> ExportReport:

@@ -13,7 +13,7 @@ from tests.export.events import CAPTURE, DAY_NS, NOON_NS, OTHER_CAPTURE, Row, bo
 TRADES = [trade(number, market) for number in range(60) for market in ("KRW-BTC", "BTC-ETH", "USDT-XRP")]
 BOOKS = [book(number, levels) for number, levels in enumerate((15, 0, 1, 30, 2))]
 TICKERS = [ticker(number) for number in range(3)]
-GAPS = [gap(0), gap(1, ("KRW-BTC",), 7), gap(2, ("KRW-BTC", "KRW-ETH"), 0)]
+GAPS = [gap(0), gap(1, ("KRW-BTC",), 7), gap(2, ("KRW-BTC", "KRW-ETH"), 0, covered_by=1)]
 TIMES = ("ts", "recv", "from", "to")
 
 
@@ -49,7 +49,8 @@ def expected(row: Row) -> dict[str, Any]:
     assert isinstance(event, Gap)
     only = event.markets[0] if len(event.markets) == 1 else None
     own = {"from": event.from_ns, "to": event.to_ns, "cause": event.cause, "stream": event.stream}
-    return {**common(row, only, event.to_ns), **own, "markets": list(event.markets), "frames": event.frames}
+    own |= {"markets": list(event.markets), "frames": event.frames, "covered_by": event.covered_by}
+    return {**common(row, only, event.to_ns), **own}
 
 
 def arrival(row: dict[str, Any]) -> tuple[Any, ...]:
