@@ -268,7 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.faults.blaster", description=__doc__)
     parser.add_argument("block", type=Path, help="a capture whose market frames are sent")
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--frames", type=int, default=20_000, help="of the block")
+    parser.add_argument("--frames", type=int, default=120_000, help="of the block")
     args = parser.parse_args()
     pieces = segments(ready_block(args.block, args.frames))
 

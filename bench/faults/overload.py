@@ -34,12 +34,15 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from bench.faults.blaster import STATUS, ready_block
 from bench.faults.content import captured, expected, produced
 from bench.faults.verdict import Verdict, say
-from bench.tapes import ROOT, simulated_short
+from bench.tapes import NS_PER_S, ROOT, long_tape
 from kcs.exchanges import VENUES, Heartbeat
+from kcs.sim.settings import SimSettings
+from kcs.sim.tape import write_tape
 from tests.realkafka import KafkaUnavailable, RealKafka
 
 PING_EVERY_S = 0.5
 CHANNELS = ("trade", "orderbook")
+MARKETS = ("KRW-BTC", "KRW-ETH", "KRW-XRP")
 TEMPLATE = "overload.{channel}.{exchange}"
 SAMPLE_EVERY_S = 0.25
 DRAIN_TIMES_MAX = 10
@@ -177,8 +180,8 @@ def kafka(args: argparse.Namespace) -> Iterator[str | None]:
 def collector(url: str, bootstrap: str | None, directory: Path) -> subprocess.Popen[bytes]:
     """`kcs live` on the blaster."""
     command = [sys.executable, "-m", "bench.faults.overload", "live", "--json", "--quiet"]
-    command += ["--url", f"upbit={url}", "--channel", ",".join(CHANNELS), "--capture", str(directory)]
-    command += ["--topic", TEMPLATE, *(["-b", bootstrap] if bootstrap else [])]
+    command += ["--url", f"upbit={url}", "--channel", ",".join(CHANNELS), "--market", ",".join(MARKETS)]
+    command += ["--capture", str(directory), "--topic", TEMPLATE, *(["-b", bootstrap] if bootstrap else [])]
     env = {name: value for name, value in os.environ.items() if not name.startswith("KCS_")}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE)
 
@@ -321,9 +324,20 @@ def judge_ledger(verdict: Verdict, report: dict[str, Any], code: int) -> None:
     verdict.tell("loop lag p99 / max", f"{report['loop_lag_ms']['p99']:.0f} / {report['loop_lag_ms']['max']:.0f} ms")
 
 
+def block_tape(directory: Path, frames: int) -> Path:
+    """What is sent over and over: simulated trades and books of 15 levels, SIMPLE spelling.
+
+    Of few markets, so that each has more trades in it than kcs remembers ids of a market.
+    """
+    short = directory / "short.zst"
+    settings = SimSettings(rate=1000, channels=CHANNELS, markets=MARKETS)
+    write_tape(short, settings, 12 * NS_PER_S, wire_format="SIMPLE", depth=15)
+    return long_tape(short, directory / "block", frames)
+
+
 def run(args: argparse.Namespace, directory: Path, bootstrap: str | None) -> Verdict:
     """Blast, watch, stop, judge."""
-    tape = simulated_short(directory / "block.zst")
+    tape = block_tape(directory, args.frames)
     block, samples, captures = ready_block(tape, args.frames), Samples(), directory / "captures"
     captures.mkdir()
     blaster = Blaster(tape, args.frames, args.seconds, samples)
@@ -354,7 +368,7 @@ def main(argv: Sequence[str]) -> int:
     """The whole bench; 0 when every promise was kept."""
     parser = argparse.ArgumentParser(prog="python -m bench.faults overload", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--frames", type=int, default=12_000, help="of the block that is sent over and over")
+    parser.add_argument("--frames", type=int, default=120_000, help="of the block that is sent over and over")
     parser.add_argument("-b", "--bootstrap", help="a Kafka that is there")
     parser.add_argument("--embedded", action="store_true", help="kcs's own broker; topics are not compared")
     args = parser.parse_args(argv)
