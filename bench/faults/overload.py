@@ -3,17 +3,16 @@
     python -m bench.faults overload --seconds 60          a real Kafka of its own (Java 17), else the embedded broker
     python -m bench.faults overload --seconds 60 -b HOST:PORT
 
-A blaster (blaster.py) writes ready-made frames as fast as `kcs live` takes them. What is promised: one connection all
-the while, our pings and the answers to the venue's in time, memory bounded, every frame captured and, once the follower
-has caught up, in Kafka once and in order. The frames are compared one by one with what was sent (content.py). The
-collector is `kcs live` as installed, except that it pings every `PING_EVERY_S` instead of every 20 s, so that there is
-something to measure.
+A blaster (blaster.py) writes ready-made frames as fast as `kcs live` takes them; for the second quarter of the time our
+own broker is frozen. What is promised: one connection all the while, our pings and the answers to the venue's in time,
+memory bounded, every frame captured and, once the follower has caught up, in Kafka once and in order. The frames are
+compared one by one with what was sent (content.py). The collector is `kcs live` as installed, except that it pings
+every `PING_EVERY_S` instead of every 20 s, so that there is something to measure.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import signal
 import subprocess
@@ -23,16 +22,15 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import orjson
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from bench.faults.blaster import STATUS, ready_block
-from bench.faults.content import captured, expected, produced
+from bench.faults.blaster import ready_block
+from bench.faults.overload_judge import CHANNELS, DRAIN_TIMES_MAX, PING_EVERY_S, TEMPLATE, Samples, judge, judge_content
 from bench.faults.verdict import Verdict, say
 from bench.tapes import NS_PER_S, ROOT, long_tape
 from kcs.exchanges import VENUES, Heartbeat
@@ -40,36 +38,9 @@ from kcs.sim.settings import SimSettings
 from kcs.sim.tape import write_tape
 from tests.realkafka import KafkaUnavailable, RealKafka
 
-PING_EVERY_S = 0.5
-CHANNELS = ("trade", "orderbook")
 MARKETS = ("KRW-BTC", "KRW-ETH", "KRW-XRP")
-TEMPLATE = "overload.{channel}.{exchange}"
 SAMPLE_EVERY_S = 0.25
-DRAIN_TIMES_MAX = 10
-"""The lag of a blast may take so many times the blast's length to drain."""
-
-# Generous: a machine that is doing nothing else keeps well below them.
-BLOCKED_SHARE_MIN = 0.5
-PING_LATE_MAX_S = 1.0
-PONG_P99_MAX_S = 2.0
-PONG_MAX_S = 5.0
-RSS_MAX_MIB = 512
-RSS_GROWTH_MAX_MIB = 64
-
-
-@dataclass(slots=True)
-class Samples:
-    """What was seen of the collector from outside. Times in seconds of `time.perf_counter`."""
-
-    rss_mib: list[tuple[float, float]] = field(default_factory=list)
-    cpu_s: list[tuple[float, float]] = field(default_factory=list)
-    acked: list[tuple[float, int]] = field(default_factory=list)
-    sent: list[tuple[float, int]] = field(default_factory=list)
-    quiet_at: float | None = None
-    result: dict[str, Any] | None = None
-
-    def rss_between(self, begin: float, end: float) -> list[float]:
-        return [mib for at, mib in self.rss_mib if begin <= at < end] or [0.0]
+WAITS = b"reading waits for the disk"
 
 
 class Blaster:
@@ -161,20 +132,34 @@ class Watch:
 
 
 @contextmanager
-def kafka(args: argparse.Namespace) -> Iterator[str | None]:
-    """Where to produce to; None: kcs's embedded broker."""
+def kafka(args: argparse.Namespace) -> Iterator[tuple[str | None, RealKafka | None]]:
+    """Where to produce to (None: kcs's embedded broker), and the node where it is ours."""
     if args.bootstrap or args.embedded:
-        yield args.bootstrap
+        yield args.bootstrap, None
         return
     node = RealKafka()
     try:
         bootstrap = node.start().bootstrap
     except KafkaUnavailable as error:
         say(f"no real Kafka ({error}): the embedded broker serves, contents of topics are not compared")
-        yield None
+        yield None, None
         return
     with node:
-        yield bootstrap
+        yield bootstrap, node
+
+
+def freeze(node: RealKafka, samples: Samples, seconds: float) -> None:
+    """Freeze the broker for the second quarter of the blast: the follower must fall behind, at full load."""
+    while not samples.sent:
+        time.sleep(SAMPLE_EVERY_S)
+    time.sleep(seconds / 4)
+    began = time.perf_counter()
+    node.pause()
+    say("broker frozen")
+    time.sleep(seconds / 4)
+    node.unpause()
+    samples.frozen_s = time.perf_counter() - began
+    say("broker goes on")
 
 
 def collector(url: str, bootstrap: str | None, directory: Path) -> subprocess.Popen[bytes]:
@@ -183,7 +168,21 @@ def collector(url: str, bootstrap: str | None, directory: Path) -> subprocess.Po
     command += ["--url", f"upbit={url}", "--channel", ",".join(CHANNELS), "--market", ",".join(MARKETS)]
     command += ["--capture", str(directory), "--topic", TEMPLATE, *(["-b", bootstrap] if bootstrap else [])]
     env = {name: value for name, value in os.environ.items() if not name.startswith("KCS_")}
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def pass_on(process: subprocess.Popen[bytes], samples: Samples) -> threading.Thread:
+    """What the collector says, as it says it, and whether it said that the venue has to wait."""
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            say(line.decode("utf-8", "replace").rstrip())
+            samples.venue_waited |= WAITS in line
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
 
 
 def as_kcs() -> None:
@@ -214,116 +213,6 @@ def wait_drained(samples: Samples, process: subprocess.Popen[bytes], seconds: fl
             return
 
 
-def quantile(values: Sequence[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else float("inf")
-
-
-def ms(seconds: float) -> str:
-    return f"{seconds * 1000:,.0f} ms"
-
-
-def judge_line(verdict: Verdict, seen: dict[str, Any], report: dict[str, Any]) -> None:
-    """The connection: overloaded, alive, in time."""
-    seconds, frames = seen["seconds"], seen["frames"]
-    verdict.tell("frames sent", f"{frames:,} in {seconds:.1f} s, {seen['bytes'] / seconds / 1e6:,.0f} MB/s")
-    verdict.tell("frames taken a second", f"{frames / seconds:,.0f}")
-    share = seen["blocked_s"] / seconds
-    limit = f"> {BLOCKED_SHARE_MIN:.0%}"
-    verdict.judge("time the socket took no more", f"{share:.0%}", limit, share > BLOCKED_SHARE_MIN)
-    alive = seen["closed_by_client"] and not seen["error"] and report["reconnects"] == 0
-    verdict.judge("the socket survives", f"{report['reconnects']} reconnects {seen['error']}", "closed by us", alive)
-    blast = [at for at in seen["pings"] if at <= seconds]
-    late = [b - a - PING_EVERY_S for a, b in itertools.pairwise(blast)]
-    due = int(seconds / PING_EVERY_S * 0.8)
-    verdict.judge("our pings while it blasts", len(blast), f"> {due}", len(blast) > due)
-    name = "our pings leave late by p50 / p99 / max"
-    shown = " / ".join(map(ms, (median(late or [9.9]), quantile(late, 0.99), max(late, default=9.9))))
-    verdict.judge(name, shown, f"max < {ms(PING_LATE_MAX_S)}", max(late, default=9.9) < PING_LATE_MAX_S)
-    pongs = seen["pong_s"][: seen["blasted_pongs"]]
-    p99, most = quantile(pongs, 0.99), max(pongs, default=9.9)
-    shown = " / ".join(map(ms, (quantile(pongs, 0.5), p99, most)))
-    gate = f"p99 < {ms(PONG_P99_MAX_S)}, max < {ms(PONG_MAX_S)}"
-    ok = p99 < PONG_P99_MAX_S and most < PONG_MAX_S
-    verdict.judge(f"answers to {len(pongs)} pings of the venue p50 / p99 / max", shown, gate, ok)
-    verdict.judge("pings not answered", seen["unanswered"], "< 2", seen["unanswered"] < 2)
-
-
-def judge_memory(verdict: Verdict, samples: Samples) -> None:
-    """Bounded, and not growing with the lag."""
-    begin, end = samples.sent[0][0], samples.quiet_at or samples.sent[-1][0]
-    third = (end - begin) / 3
-    first, last = samples.rss_between(begin, begin + third), samples.rss_between(end - third, end)
-    cpu = [used for at, used in samples.cpu_s if begin <= at < end]
-    if len(cpu) > 1:
-        used = cpu[-1] - cpu[0]
-        share = f"{used / (end - begin):.0%} of a core"
-        verdict.tell("processor time of the collector", f"{share}, {used / samples.sent[-1][1] * 1e6:.1f} us a frame")
-    most = max(mib for _, mib in samples.rss_mib)
-    verdict.judge("resident memory, most", f"{most:.0f} MiB", f"< {RSS_MAX_MIB} MiB", most < RSS_MAX_MIB)
-    growth = median(last) - median(first)
-    name, limit = "from the first third of the blast to the last", f"< {RSS_GROWTH_MAX_MIB} MiB"
-    verdict.judge(name, f"{growth:+.0f} MiB", limit, growth < RSS_GROWTH_MAX_MIB)
-
-
-def judge_lag(verdict: Verdict, samples: Samples, report: dict[str, Any]) -> None:
-    """Fell behind, and caught up."""
-    assert samples.quiet_at is not None
-    sent = samples.sent[-1][1]
-    lag = max((total - acked for total, acked in _together(samples)), default=0)
-    verdict.tell("most frames behind", f"{lag:,}")
-    drained = next((at for at, acked in samples.acked if acked >= sent), None)
-    seconds = samples.quiet_at - samples.sent[0][0]
-    shown = "never" if drained is None else f"{max(0.0, drained - samples.quiet_at):.1f} s"
-    ok = drained is not None and drained - samples.quiet_at < DRAIN_TIMES_MAX * seconds
-    verdict.judge("the lag drains after the blast", shown, f"< {DRAIN_TIMES_MAX * seconds:.0f} s", ok)
-    verdict.judge("the follower fell behind and met the present", report["catch_ups"], "> 0", bool(report["catch_ups"]))
-
-
-def _together(samples: Samples) -> Iterator[tuple[int, int]]:
-    """(sent, acked) at about the same times."""
-    for at, acked in samples.acked:
-        sent = [frames for when, frames in samples.sent if when <= at]
-        if sent:
-            yield sent[-1], acked
-
-
-def judge_content(verdict: Verdict, block: list[bytes], sent: int, directory: Path, bootstrap: str | None) -> None:
-    """Every frame sent is in the capture, in order, and in Kafka once."""
-    files = sorted(directory.glob("*.zst"), key=lambda path: path.stat().st_mtime_ns)
-    held = captured(files, block, STATUS)
-    for text in held.wrong:
-        say(text)
-    verdict.judge(
-        "frames captured, byte for byte in order",
-        f"{held.frames:,}",
-        f"{sent:,}",
-        held.frames == sent and not held.wrong,
-    )
-    if bootstrap is None:
-        return
-    found = produced(bootstrap, TEMPLATE, CHANNELS, held, expected(block))
-    for text in found.wrong:
-        say(text)
-    verdict.judge("their records in Kafka, once each", f"{found.records:,}", f"{sent:,}", found.records == sent)
-    bad = (found.repeated, found.foreign, found.unordered, len(found.wrong))
-    verdict.judge("records twice / foreign / out of order / wrong", " / ".join(map(str, bad)), "none", not any(bad))
-
-
-def judge_ledger(verdict: Verdict, report: dict[str, Any], code: int) -> None:
-    """What kcs says of itself."""
-    frames, records = report["frames"], report["records"]
-    balanced = frames["received"] == frames["captured"] + frames["uncaptured"] and not frames["uncaptured"]
-    parsed = frames["parsed"] + sum(frames["ignored"].values()) + sum(frames["rejected"].values()) + frames["behind"]
-    balanced = balanced and frames["captured"] == parsed and not frames["behind"]
-    balanced = balanced and records["acked"] == records["produced"]
-    verdict.judge("its own ledger", f"{records['acked']:,} of {records['produced']:,} acked", "balances", balanced)
-    receipts = [capture["receipt"] for capture in report["captures"]]
-    verdict.judge("exit code", code, "130: ended by a signal", code == 130)
-    verdict.tell("captures / receipts", f"{len(receipts)} / {sum(r is not None for r in receipts)}")
-    verdict.tell("loop lag p99 / max", f"{report['loop_lag_ms']['p99']:.0f} / {report['loop_lag_ms']['max']:.0f} ms")
-
-
 def block_tape(directory: Path, frames: int) -> Path:
     """What is sent over and over: simulated trades and books of 15 levels, SIMPLE spelling.
 
@@ -335,7 +224,7 @@ def block_tape(directory: Path, frames: int) -> Path:
     return long_tape(short, directory / "block", frames)
 
 
-def run(args: argparse.Namespace, directory: Path, bootstrap: str | None) -> Verdict:
+def run(args: argparse.Namespace, directory: Path, bootstrap: str | None, node: RealKafka | None) -> Verdict:
     """Blast, watch, stop, judge."""
     tape = block_tape(directory, args.frames)
     block, samples, captures = ready_block(tape, args.frames), Samples(), directory / "captures"
@@ -343,10 +232,16 @@ def run(args: argparse.Namespace, directory: Path, bootstrap: str | None) -> Ver
     blaster = Blaster(tape, args.frames, args.seconds, samples)
     process = collector(blaster.url, bootstrap, captures)
     watch = Watch(process.pid, bootstrap, samples)
+    reader = pass_on(process, samples)
+    if node is not None:
+        threading.Thread(target=freeze, args=(node, samples, args.seconds), daemon=True).start()
     try:
         wait_drained(samples, process, args.seconds, by_topics=bootstrap is not None)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60 + 10 * args.seconds)
+        assert process.stdout is not None
+        out = process.stdout.read()
+        process.wait(60)
+        reader.join()
         seen = blaster.end()
     finally:
         watch.end()
@@ -355,12 +250,8 @@ def run(args: argparse.Namespace, directory: Path, bootstrap: str | None) -> Ver
         blaster.kill()
     report = orjson.loads(out)
     verdict = Verdict(f"overload: {args.seconds:g} s, {'real Kafka' if bootstrap else 'embedded broker'}")
-    judge_line(verdict, seen, report)
-    judge_memory(verdict, samples)
-    if bootstrap is not None:
-        judge_lag(verdict, samples, report)
+    judge(verdict, samples, seen, report, process.returncode)
     judge_content(verdict, block, seen["frames"], captures, bootstrap)
-    judge_ledger(verdict, report, process.returncode)
     return verdict
 
 
@@ -374,7 +265,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kcs-overload-")))
-        return run(args, directory, stack.enter_context(kafka(args))).show()
+        return run(args, directory, *stack.enter_context(kafka(args))).show()
 
 
 if __name__ == "__main__":
