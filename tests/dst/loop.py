@@ -62,6 +62,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._rng = world.rng("loop")
         self._inside = False
         self._in_thread = False
+        self._at_once = False
         self._waiting: deque[Callable[[], None]] = deque()
         self.set_exception_handler(self._told)
 
@@ -107,8 +108,21 @@ class SimLoop(asyncio.BaseEventLoop):
         if self._waiting:
             self.call_soon(self._enter, self._waiting.popleft())
 
+    def at_once(self, run: Callable[[], None]) -> bool:
+        """A piece of work of a thread that got the processor before the caller's next step. False: it is busy."""
+        if self._inside or self._at_once:
+            return False
+        self._at_once = True
+        try:
+            run()
+        finally:
+            self._at_once = False
+        return True
+
     def block(self, ns: int) -> None:
         """Whoever calls waits: time passes, and in a thread the loop goes on meanwhile."""
+        if self._at_once:
+            return
         if not self._in_thread:
             self._clock.now += ns
             return

@@ -18,6 +18,7 @@ MUST_HAPPEN: Final = (
     "ack lost", "ack without offset", "batch lost", "batch surfaced after its error", "batch too large",
     "batch waited for the broker", "broker away", "broker away at start", "broker failed oddly",
     "broker refused for rights", "broker slow", "capture failed", "catch-up", "close not answered",
+    "venue: rejected frames", "venue: repeated trades",
     "close: lost", "close: ping_timeout", "close: planned", "close: remote", "close: silence", "close: stop",
     "connection answered by an error", "connection attempt hung", "connection cut", "connection refused",
     "connection silent", "connection stalled", "content refused", "dead batch lost", "dead batch surfaced",

@@ -30,13 +30,15 @@ def mutated(mutation: Mutation, package: Path) -> tuple[Path, str]:
     """The file and its new content. Raises Stale."""
     path = package / mutation.path
     content = path.read_text()
-    if content.count(mutation.old) != 1:
-        raise Stale(f"{mutation.name}: its text stands {content.count(mutation.old)} times in {mutation.path}")
-    return path, content.replace(mutation.old, mutation.new)
+    for old, new in ((mutation.old, mutation.new), *mutation.also):
+        if content.count(old) != 1:
+            raise Stale(f"{mutation.name}: its text stands {content.count(old)} times in {mutation.path}")
+        content = content.replace(old, new)
+    return path, content
 
 
 def hunt(mutation: Mutation, seeds: int) -> tuple[int, str] | None:
-    """(seed, finding) of the first seed that fails on the broken copy; None: all passed."""
+    """(seed, finding) of the first seed that fails on the broken copy and not on the whole one; None: there is none."""
     with tempfile.TemporaryDirectory(prefix="kcs-mutant-") as name:
         copy = Path(name)
         ignore = shutil.ignore_patterns("__pycache__")
@@ -45,14 +47,24 @@ def hunt(mutation: Mutation, seeds: int) -> tuple[int, str] | None:
         (copy / "tests" / "__init__.py").touch()
         path, content = mutated(mutation, copy / "kcs")
         path.write_text(content)
-        command = [sys.executable, "-m", "tests.dst", "--seeds", str(seeds), "--jobs", "1", "--stop-after", "1"]
-        run = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
-    found = _FAILED.search(run.stdout)
-    if found is not None:
-        return int(found[1]), found[2]
-    if run.returncode not in (0, 1):
-        return -1, f"the run itself broke: {run.stderr[-300:]}"
+        first = 0
+        while first < seeds:
+            found = _first_failure(copy, first, seeds - first)
+            if found is None or _first_failure(ROOT, found[0], 1) is None:
+                return found
+            first = found[0] + 1
     return None
+
+
+def _first_failure(where: Path, first: int, seeds: int) -> tuple[int, str] | None:
+    numbers = ["--from", str(first), "--seeds", str(seeds)]
+    command = [sys.executable, "-m", "tests.dst", *numbers, "--jobs", "1", "--stop-after", "1"]
+    run = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
+    found = _FAILED.search(run.stdout)
+    if found is None:
+        assert run.returncode in (0, 1), run.stderr
+        return None
+    return int(found[1]), found[2]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -79,7 +91,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def checker(text: str) -> str:
     """The name of the check in a finding."""
-    return "a traceback" if text.startswith("life") else text.partition(":")[0]
+    if text.startswith("life"):
+        return "a traceback"
+    if "LedgerError" in text:
+        return "LedgerError, kcs's own check"
+    return text.partition(":")[2].strip() if text.startswith("defect") else text.partition(":")[0]
 
 
 if __name__ == "__main__":

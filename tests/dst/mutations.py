@@ -8,12 +8,13 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """`old` stands exactly once in `path` (below kcs/) and is replaced by `new`."""
+    """`old` stands once in `path` (below kcs/) and is replaced by `new`; `also`: more of the same file."""
 
     name: str
     path: str
     old: str
     new: str
+    also: tuple[tuple[str, str], ...] = ()
 
 
 MUTATIONS: Final = (
@@ -75,15 +76,15 @@ MUTATIONS: Final = (
     Mutation(
         "a reconnection leaves no gap record",
         "live/session.py",
-        "    def _end_gap(self, to_ns: int) -> list[Action]:\n",
-        "    def _end_gap(self, to_ns: int) -> list[Action]:\n        return []\n\n"
-        "    def _unused(self, to_ns: int) -> list[Action]:\n",
+        "        cause, actions = self._gap.end(to_ns)\n",
+        "        cause, actions = self._gap.end(to_ns)\n"
+        "        actions = actions if cause == 'collector_down' else []\n",
     ),
     Mutation(
         "a start does not see that an earlier run has ended",
         "live/collector.py",
-        "        down_since_ns = last_record_ns(settings.directory, venue.name)\n",
-        "        down_since_ns = None\n",
+        "        self._down_since_ns = last_record_ns(settings.directory, venue.name)\n",
+        "        self._down_since_ns = None\n",
     ),
     Mutation(
         "old chunks are not flushed",
@@ -92,10 +93,10 @@ MUTATIONS: Final = (
         "            pass\n",
     ),
     Mutation(
-        "unwritten() forgets the chunk that is being written",
+        "unwritten() forgets the chunk that was handed over last",
         "capture/writer.py",
         "        chunks = [c for c in self._pending.copy() if c.capture_id == self._header.capture_id]\n",
-        "        chunks = [c for c in list(self._pending.copy())[1:] if c.capture_id == self._header.capture_id]\n",
+        "        chunks = [c for c in list(self._pending.copy())[:-1] if c.capture_id == self._header.capture_id]\n",
     ),
     Mutation(
         "closing forgets the open chunk",
@@ -108,6 +109,12 @@ MUTATIONS: Final = (
         "capture/writer.py",
         "        if queued and queued + size > self._settings.queue_bytes_max:\n",
         "        if queued < 0:\n",
+        (
+            (
+                "        return 4 * (self._handed_bytes - self._taken_bytes) >=",
+                "        return self._handed_bytes < 0 and 0 >=",
+            ),
+        ),
     ),
     Mutation(
         "a failed write is not cut back",

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Final, cast
 
 from kcs.live.actions import CLOSE_ABNORMAL, ConnectFailure, ConnectionEnd
 from kcs.live.transport import ConnectFailed, Connection, Handler
@@ -19,6 +19,10 @@ from kcs.sim.actions import Action, DropConnection, SendClose, SendFrame, SendPo
 from kcs.sim.upbit import UpbitExchange
 from tests.dst.loop import Crash, SimLoop
 from tests.dst.world import MS, NEVER, SECOND, World
+
+READ_BYTES_MAX: Final = 16 * 1024
+READ_AGAIN_NS: Final = 4 * MS
+"""A read takes so much, and the next one follows so much later: the bandwidth."""
 
 
 @dataclass(slots=True)
@@ -214,15 +218,23 @@ class SimConnection:
             return
         self._take(self._venue.poll(self._clock.now))
         recv_ns = self._clock.now_ns()
+        left = READ_BYTES_MAX
         try:
-            while self._arriving and self._arriving[0][0] <= recv_ns and not self._closed:
-                self._hand_over(self._arriving.popleft()[1], recv_ns)
+            while left > 0 and self._arriving and self._arriving[0][0] <= recv_ns and not self._gone():
+                action = self._arriving.popleft()[1]
+                left -= len(action.payload) if isinstance(action, SendFrame) else 0
+                self._hand_over(action, recv_ns)
         except Crash:
             raise
         except Exception as error:  # noqa: BLE001 - as the transport: a defect is told, and ends the connection
             self._handler.crashed(error)
             self._end(ConnectionEnd(CLOSE_ABNORMAL, "", "internal"))
+        if left <= 0:
+            self._held_until = max(self._held_until, recv_ns + READ_AGAIN_NS)
         self._arm()
+
+    def _gone(self) -> bool:
+        return self._closed
 
     def _hand_over(self, action: Action, recv_ns: int) -> None:
         network = self._network

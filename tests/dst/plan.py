@@ -73,11 +73,12 @@ def draw(world: World) -> Plan:
     channels = CHANNELS if rng.random() < 0.7 else tuple(rng.sample(CHANNELS, rng.randint(1, 2)))
     settle_ns = rng.choice((200 * MS, 500 * MS))
     on = _switch(rng)
-    lives = [_life(rng, on, settle_ns) for _ in range(rng.randint(1, 4))]
+    rate = rng.choice((4, 40, 100, 200, 300, 500))
+    lives = [_life(rng, on, settle_ns) for _ in range(rng.randint(1, 5))]
     return Plan(
         sim=SimSettings(
             seed=rng.getrandbits(32),
-            rate=rng.choice((40, 80, 150, 300)),
+            rate=rate,
             markets=markets,
             channels=channels,
             faults=_venue_faults(rng, on),
@@ -88,8 +89,8 @@ def draw(world: World) -> Plan:
         markets=markets,
         wire_format=rng.choice(("SIMPLE", "SIMPLE", "DEFAULT", "JSON_LIST")),
         writer=_writer(rng, on),
-        buffer_bytes_max=rng.choice((8, 16, 48)) * 1024,
-        batch_bytes_max=rng.choice((2, 4, 8)) * 1024,
+        buffer_bytes_max=rng.choice((16, 48)) * 1024,
+        batch_bytes_max=rng.choice((2, 4, 8) if rate < 200 else (8, 16)) * 1024,
         partitions=rng.choice((1, 1, 2, 3)),
         broker_batch_max=rng.choice((3, 4)) * 1024 if on("too large") else 1 << 30,
         poison=rng.choice((60, 200, 600)) if on("poison", 0.1) else 0,
@@ -115,13 +116,18 @@ def _switch(rng: Random) -> Switch:
     return on
 
 
+VENUE_FAULTS: Final = (
+    "junk@every:7", "junk=2%", "drop=3%", "duplicate=5%", "reorder=5%", "bad_json=2%", "truncated_json=2%",
+    "silent_stall=2500ms@every:3s", "market_silent=1s@every:2s", "stall=400ms@every:1s", "late_snapshot=300ms@50%",
+    "ping_ignored=30%", "clock_step=-500ms@every:2s@for:1s", "close_code=1000@after:2s", "close_code=1001@every:1500ms",
+    "close_code=1006@after:1s", "close_code=1012@every:3s@50%",
+)  # fmt: skip
+"""What the simulator does wrong on the websocket level; each in an eighth of the runs that have any."""
+
+
 def _venue_faults(rng: Random, on: Switch) -> Faults:
-    texts = []
-    if on("junk"):
-        texts.append(f"junk@every:{rng.choice((7, 31))}")
-    if on("venue drops"):
-        texts.append(f"close_code={rng.choice((1000, 1001, 1006, 1011))}@after:{rng.choice((1, 2, 3))}s")
-    return parse_faults(texts)
+    chosen = [text for text in VENUE_FAULTS if rng.random() < 0.125] if on("venue faults", 0.7) else []
+    return parse_faults({text.partition("@")[0].partition("=")[0]: text for text in chosen}.values())
 
 
 def _writer(rng: Random, on: Switch) -> WriterSettings:
@@ -133,13 +139,13 @@ def _writer(rng: Random, on: Switch) -> WriterSettings:
         age_max_ns=rng.choice((300, 700, 1500)) * MS if on("rotation by age") else None,
         fsync=on("fsync"),
         threaded=True,
-        queue_bytes_max=rng.choice((128, 256, 1024)) * 1024,
+        queue_bytes_max=rng.choice((512, 1024)) * 1024,
         reserve_bytes=8 * 1024,
     )
 
 
 def _life(rng: Random, on: Switch, settle_ns: int) -> LifePlan:
-    lasts = rng.choice((300, 1000, 2000, 4000)) * MS
+    lasts = rng.choice((300, 1000, 3000, 6000)) * MS
     return LifePlan(
         lasts_ns=rng.randint(20 * MS, lasts),
         end=rng.choice(ENDS),
@@ -232,7 +238,7 @@ def _stalls(rng: Random) -> tuple[tuple[int, int], ...]:
 def _last(settle_ns: int) -> LifePlan:
     """The last life: everything is well again, and it must end with nothing left to do."""
     return LifePlan(
-        lasts_ns=600 * MS,
+        lasts_ns=1000 * MS,
         end="stop",
         turn=0,
         pause_ns=settle_ns,

@@ -20,8 +20,9 @@ from kcs.live.receipt import base_name
 from kcs.sim.upbit import UpbitExchange
 from tests.dst import client
 from tests.dst.broker import BrokerFaults, Cluster
-from tests.dst.checks import Evidence, check
+from tests.dst.checks import check
 from tests.dst.disk import Disk
+from tests.dst.evidence import Evidence
 from tests.dst.life import Life, LifeReport
 from tests.dst.loop import Hang
 from tests.dst.network import Network, NetworkFaults

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kcs.capture.output import SealedCapture
 from kcs.capture.worker import Job
@@ -20,8 +20,10 @@ from kcs.errors import CaptureWriteError
 from tests.dst.loop import Crash, SimLoop
 from tests.dst.world import MS
 
-DELAYS_NS = (0, 0, 20_000, 200_000, 2 * MS, 15 * MS)
+DELAYS_NS: Final = (0, 0, 20_000, 200_000, 2 * MS, 15 * MS)
 """Until the thread gets the processor."""
+AT_ONCE: Final = 0.1
+"""How often it has it before the caller's next step."""
 
 
 class _Pending(deque[Any]):
@@ -91,6 +93,9 @@ class SimWriter(CaptureWriter):
 
     def _give(self, job: Job) -> None:
         self._jobs.append(job)
+        alone = len(self._jobs) == 1 and not self._closed
+        if alone and self._rng.random() < AT_ONCE and self._loop.at_once(self._work):
+            return
         self._loop.in_thread(self._next, self._rng.choice(DELAYS_NS))
 
     def _next(self) -> None:
