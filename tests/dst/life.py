@@ -74,6 +74,7 @@ class Life:
     collector: Collector | None = None
     sink: KafkaSink | None = None
     _loop: SimLoop = field(init=False)
+    _behind_since_ns: int = 0
 
     def live(self) -> LifeReport:
         """From the start to the end."""
@@ -215,6 +216,9 @@ class Life:
             if writer.queued_bytes > bound:
                 world.defect(f"the writer queues {writer.queued_bytes} bytes, more than {bound}")
         recorder = self.collector._recorder if self.collector is not None else None
+        if recorder is not None and recorder.behind and recorder._behind_since_ns != self._behind_since_ns:
+            self._behind_since_ns = recorder._behind_since_ns
+            world.count("fell behind: " + ("late" if "late" in recorder._why else recorder._why))
         follower = recorder._follower if recorder is not None else None
         if follower is not None and len(follower._batch) > 512 + plan.writer.queue_bytes_max // 64:
             world.defect(f"the follower reads {len(follower._batch)} records ahead")
