@@ -52,9 +52,14 @@ def run(path: Path, *verb: str) -> tuple[subprocess.CompletedProcess[bytes], int
     """`kcs VERB path`: how it ended, and the most memory it had."""
     script = (
         "import resource, sys\n"
+        "from pathlib import Path\n"
         "from kcs.cli.app import app\n"
+        "def peak():\n"
+        "    status = Path('/proc/self/status')\n"  # `ru_maxrss` is at least what the parent had when it forked
+        "    if not status.exists():\n        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "    return int(status.read_text().partition('VmHWM:')[2].split()[0])\n"
         "try:\n    app()\n"
-        "finally:\n    sys.stderr.write(f'\\nMAXRSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}\\n')\n"
+        "finally:\n    sys.stderr.write(f'\\nMAXRSS {peak()}\\n')\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", script, *verb, str(path)],
