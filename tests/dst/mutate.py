@@ -89,13 +89,21 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if missed else 0
 
 
+_DEFECTS: Final = {
+    "LedgerError": "`LedgerError`",
+    "delivery stops": "delivery gives up",
+    "the sink buffers": "the sink's bound",
+    "the writer queues": "the writer's bound",
+    "two batches in flight": "two batches in flight",
+}
+
+
 def checker(text: str) -> str:
-    """The name of the check in a finding."""
-    if text.startswith("life"):
-        return "a traceback"
-    if "LedgerError" in text:
-        return "LedgerError, kcs's own check"
-    return text.partition(":")[2].strip() if text.startswith("defect") else text.partition(":")[0]
+    """What noticed, in a few words."""
+    name = text.partition(":")[0]
+    if name != "defect":
+        return "a traceback" if name.startswith("life") else f"`{name}`"
+    return "defect: " + next((short for part, short in _DEFECTS.items() if part in text), text.partition(": ")[2])
 
 
 if __name__ == "__main__":
