@@ -40,7 +40,7 @@ class Evidence:
     def load(self) -> None:
         for path in sorted(self.directory.glob("*.zst")):
             try:
-                one = replay(path, self.plan.partitions)
+                one = replay(path)
             except CaptureError as error:
                 self.unreadable.append(f"{path.name}: {error}")
             else:

@@ -21,7 +21,7 @@ from tests.dst.loop import Crash, SimLoop
 from tests.dst.network import Network, Received
 from tests.dst.plan import LifePlan, Plan
 from tests.dst.start import counted, start
-from tests.dst.world import MS, SECOND, World
+from tests.dst.world import MS, SECOND, ProcessClock, World
 from tests.dst.writer import SimWriter
 
 LOOK_EVERY_TURNS = 8
@@ -76,6 +76,11 @@ class Life:
     _loop: SimLoop = field(init=False)
     _behind_since_ns: int = 0
 
+    @property
+    def clock(self) -> ProcessClock:
+        """This process's."""
+        return ProcessClock(self.world.clock, self.report.plan.clock_offset_ns)
+
     def live(self) -> LifeReport:
         """From the start to the end."""
         report, plan, world = self.report, self.report.plan, self.world
@@ -86,7 +91,7 @@ class Life:
             loop.crash_at = plan.turn
         self.disk.crash_at_op = 1 + plan.turn % 150 if plan.end.endswith("in a write") else 0
         self.disk.born(loop)
-        self.network.born()
+        self.network.born(self.clock)
         try:
             loop.run_until_complete(self._main())
         except Crash as crash:
@@ -96,7 +101,7 @@ class Life:
             raise
         else:
             self._ended()
-        report.ended_ns = world.clock.now
+        report.ended_ns = world.clock.now + plan.clock_offset_ns
         report.received = self.network.received
         recorder = self.collector._recorder if self.collector is not None else None
         report.failed = any(writer.failed is not None for writer in self.writers)
@@ -112,7 +117,7 @@ class Life:
     async def _main(self) -> None:
         report = self.report
         place = simulated_venue(self.plan)
-        sink = self.sink = KafkaSink(self.kafka_settings(), self.world.clock)
+        sink = self.sink = KafkaSink(self.kafka_settings(), self.clock)
         try:
             await self._run(place, sink)
         except KcsError as error:
@@ -123,12 +128,12 @@ class Life:
 
     async def _run(self, place: Venue, sink: KafkaSink) -> None:
         report = self.report
-        delivery, prepare = await start(self.directory, place, self.plan, sink, self.world, self.log)
+        delivery, prepare = await start(self.directory, place, self.plan, sink, self.world, self.clock, self.log)
         collector = self.collector = Collector(
             place,
             self._settings(),
             sink=sink,
-            clock=self.world.clock,
+            clock=self.clock,
             rng=self.world.rng(f"life/{report.number}"),
             log=self.log,
             delivery=delivery,

@@ -23,7 +23,7 @@ MUST_HAPPEN: Final = (
     "connection silent", "connection stalled", "content refused", "dead batch lost", "dead batch surfaced",
     "dead batch surfaced late", "delivered after a crash", "died in a write", "disk full",
     "fell behind: Kafka does not keep up", "fell behind: late", "fell behind: the sink is not ready yet",
-    "fsync failed", "high watermark lagged", "killed", "leader changed", "loop stalled", "power cut",
+    "fsync failed", "high watermark lagged", "killed", "leader changed", "loop stalled", "partition added", "power cut",
     "power cut tore a file", "power cut undid a name", "producer fatal", "receipt", "rename failed",
     "replicas out of sync when asked", "rotation", "rotation while behind", "sealed after a crash", "short write",
     "slow disk", "stopped", "stopped while behind", "venue closed the connection", "venue: rejected frames",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -18,7 +17,7 @@ from kcs.model import Kind
 from kcs.sim.actions import Action, DropConnection, SendClose, SendFrame, SendPong
 from kcs.sim.upbit import UpbitExchange
 from tests.dst.loop import Crash, SimLoop
-from tests.dst.world import MS, NEVER, SECOND, World
+from tests.dst.world import MS, NEVER, SECOND, ProcessClock, World
 
 READ_BYTES_MAX: Final = 16 * 1024
 READ_AGAIN_NS: Final = 4 * MS
@@ -65,11 +64,13 @@ class Network:
     received: list[Received] = field(default_factory=list)
     connections: int = 0
     open: list[SimConnection] = field(default_factory=list)
-    on_frame: Callable[[], None] = lambda: None
+    clock: ProcessClock = field(init=False)
+    """Of the process that lives."""
 
-    def born(self) -> None:
+    def born(self, clock: ProcessClock) -> None:
         """A process begins: nothing has been received yet."""
         self.received = []
+        self.clock = clock
 
     def gone(self) -> None:
         """The process is dead: the venue sees its connections break."""
@@ -108,6 +109,7 @@ class SimConnection:
         assert isinstance(loop, SimLoop)
         self._network, self._handler, self._loop = network, handler, loop
         self._clock = network.world.clock
+        self._now_ns = network.clock.now_ns
         self._rng = network.world.rng(f"connection/{number}")
         self.number = number
         self._venue = network.exchange.connect(self._clock.now)
@@ -122,7 +124,7 @@ class SimConnection:
     def begin(self) -> None:
         """The handshake succeeded."""
         self._network.world.tell(f"connection {self.number} of stream {self._stream} opened")
-        self._handler.opened(cast(Connection, self), self._clock.now_ns())
+        self._handler.opened(cast(Connection, self), self._now_ns())
         self._loop.call_later(self._rng.uniform(0.05, 0.3), self._weather)
         self._arm()
 
@@ -217,10 +219,11 @@ class SimConnection:
         if self._closed or self._silent or self._held:
             return
         self._take(self._venue.poll(self._clock.now))
-        recv_ns = self._clock.now_ns()
+        recv_ns = self._now_ns()
+        now_ns = self._clock.now
         left = READ_BYTES_MAX
         try:
-            while left > 0 and self._arriving and self._arriving[0][0] <= recv_ns and not self._gone():
+            while left > 0 and self._arriving and self._arriving[0][0] <= now_ns and not self._gone():
                 action = self._arriving.popleft()[1]
                 left -= len(action.payload) if isinstance(action, SendFrame) else 0
                 self._hand_over(action, recv_ns)
@@ -230,7 +233,7 @@ class SimConnection:
             self._handler.crashed(error)
             self._end(ConnectionEnd(CLOSE_ABNORMAL, "", "internal"))
         if left <= 0:
-            self._held_until = max(self._held_until, recv_ns + READ_AGAIN_NS)
+            self._held_until = max(self._held_until, now_ns + READ_AGAIN_NS)
         self._arm()
 
     def _gone(self) -> bool:
@@ -242,7 +245,6 @@ class SimConnection:
             kind = int(Kind.BINARY if action.binary else Kind.TEXT)
             network.received.append(Received(self._stream, self.number, recv_ns, kind, action.payload))
             self._handler.frame(kind, recv_ns, action.payload)
-            network.on_frame()
         elif isinstance(action, SendPong):
             self._handler.pong(recv_ns, action.payload)
         elif isinstance(action, SendClose):
@@ -262,7 +264,7 @@ class SimConnection:
         if self in self._network.open:
             self._network.open.remove(self)
         self._network.world.tell(f"connection {self.number} ended: {end.code} {end.cause}")
-        self._handler.closed(self._clock.now_ns(), end)
+        self._handler.closed(self._now_ns(), end)
 
     def _alive(self) -> None:
         if self._loop.dead:

@@ -38,6 +38,10 @@ class LifePlan:
     disk: DiskFaults
     network: NetworkFaults
     stalls: tuple[tuple[int, int], ...] = ()
+    clock_offset_ns: int = 0
+    """How far the machine's clock is ahead."""
+    new_partitions: int = 0
+    """So many are added to each topic before it."""
     late: bool = False
     last: bool = False
 
@@ -155,6 +159,8 @@ def _life(rng: Random, on: Switch, settle_ns: int) -> LifePlan:
         disk=_disk(rng, on, lasts),
         network=_network(rng, on),
         stalls=_stalls(rng) if on("stalls", 0.3) else (),
+        clock_offset_ns=rng.randint(-3000, 3000) * MS if on("clocks", 0.15) else 0,
+        new_partitions=int(on("partitions grow", 0.15) and rng.random() < 0.4),
         late=on("late batches", 0.08) and rng.random() < 0.5,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from kcs.capture.framecount import FrameCount
 from kcs.capture.reader import CaptureReader, RawRecord
 from kcs.exchanges import venue
 from kcs.kafka.partition import partition_of
+from kcs.live.receipt import read_delivery
 from kcs.pipeline import Pipeline
 from kcs.sink import HEADER_NAME, Headers
 from kcs.stats import Ledger
@@ -55,7 +57,7 @@ class _Keeper:
     acked = failed = 0
     full = False
 
-    def __init__(self, partitions: int) -> None:
+    def __init__(self, partitions: Mapping[str, int]) -> None:
         self.made: dict[Place, dict[bytes, Made]] = {}
         self._partitions = partitions
         self._capture = b""
@@ -65,7 +67,7 @@ class _Keeper:
 
     def route(self, channel: str, exchange: str, key: str) -> Any:
         raw = key.encode()
-        place = f"{channel}.{exchange}", partition_of(raw, self._partitions)
+        place = f"{channel}.{exchange}", partition_of(raw, self._partitions.get(f"{channel}.{exchange}", 1))
         return self.made.setdefault(place, {}), raw
 
     def emit(
@@ -82,9 +84,11 @@ class _Keeper:
     async def close(self) -> None: ...
 
 
-def replay(path: Path, partitions: int) -> Replayed:
+def replay(path: Path) -> Replayed:
     """Read strictly, feed everything to a fresh pipeline. Raises CaptureError for a file that is not whole."""
-    ledger, keeper, count = Ledger(), _Keeper(partitions), FrameCount()
+    delivery = read_delivery(path)
+    keeper = _Keeper(delivery.partitions if delivery is not None else {})
+    ledger, count = Ledger(), FrameCount()
     records: list[RawRecord] = []
     with CaptureReader(path) as reader:
         header = reader.header

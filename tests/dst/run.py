@@ -107,9 +107,17 @@ class _Run:
         plan = placed(self.plan.lives[number], world.clock.now)
         self.cluster.faults, self.disk.faults, self.network.faults = plan.broker, plan.disk, plan.network
         world.tell(f"life {number} begins, to end by {plan.end}")
+        self._add_partitions(plan.new_partitions)
         report = LifeReport(number, plan, world.clock.now)
         life = Life(world, self.plan, self.disk, self.network, self.cluster, report, self.directory)
         self.reports.append(life.live())
+
+    def _add_partitions(self, count: int) -> None:
+        """Somebody makes the topics larger: keys go elsewhere from then on, but those of captures that have begun."""
+        for topic in self.cluster.topics.values() if count else ():
+            self.world.count("partition added")
+            topic.logs += [[] for _ in range(count)]
+            topic.visible += [0] * count
 
     def _named(self, path: str) -> None:
         if path.endswith(".delivery.json"):

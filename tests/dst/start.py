@@ -10,6 +10,7 @@ from typing import Final
 
 from kcs.cli import preparing
 from kcs.cli.preparing import Preparation, delivery_info
+from kcs.clock import Clock
 from kcs.errors import KafkaUnreachableError
 from kcs.exchanges.base import Venue
 from kcs.kafka.sink import KafkaSink
@@ -25,7 +26,7 @@ _DELIVERED: Final = re.compile(r"(\d[\d,]*) records delivered, \d")
 
 
 async def start(
-    directory: Path, place: Venue, plan: Plan, sink: KafkaSink, world: World, log: Log
+    directory: Path, place: Venue, plan: Plan, sink: KafkaSink, world: World, clock: Clock, log: Log
 ) -> tuple[DeliveryInfo, Prepare | None]:
     """What the collector is given. Raises KafkaError where the command would not start."""
 
@@ -36,7 +37,7 @@ async def start(
         await open_()
     except KafkaUnreachableError:
         world.count("broker away at start")
-    preparation = Preparation(sink, open_, directory, place.name, plan.settle_ns / SECOND, world.clock, log)
+    preparation = Preparation(sink, open_, directory, place.name, plan.settle_ns / SECOND, clock, log)
     return delivery_info(sink), preparation.run if await preparation.needed() else None
 
 

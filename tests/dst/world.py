@@ -41,6 +41,25 @@ class SimClock:
         return self.now_ns()
 
 
+class ProcessClock:
+    """What a process takes for the time: its machine's clock may be ahead of the world or behind."""
+
+    __slots__ = ("_clock", "offset_ns")
+
+    def __init__(self, clock: SimClock, offset_ns: int) -> None:
+        self._clock = clock
+        self.offset_ns = offset_ns
+
+    def now_ns(self) -> int:
+        return self._clock.now_ns() + self.offset_ns
+
+    def monotonic_ns(self) -> int:
+        return self._clock.monotonic_ns()
+
+    def wall_ns(self) -> int:
+        return self.now_ns()
+
+
 class World:
     """See the module docstring. `verbose`: each line of the trace is printed as it comes."""
 
