@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -201,6 +201,30 @@ def receipts_true(evidence: Evidence) -> Findings:
         if receipt["capture"] != one.capture_id.hex():
             yield f"{path.name}: it is of another capture"
         yield from _early(evidence, one, path.name)
+        yield from _places(evidence, one, receipt)
+
+
+def _places(evidence: Evidence, one: Replayed, receipt: dict[str, Any]) -> Findings:
+    """First and last offset of each partition, and the records of frames that died with their process."""
+    orphans, places = 0, {}
+    for place, records in evidence.in_broker(one.capture_id):
+        log, held = evidence.cluster.log(place), {id(record) for record in records}
+        offsets = [offset for offset, record in enumerate(log) if id(record) in held]
+        below = [offset for offset in offsets if _frame(full_position(log[offset])) < one.end_number]
+        orphans += len(offsets) - len(below)
+        if below:
+            places[place] = (below[0], below[-1])
+    if one.capture_id in evidence.cluster.doubtful:
+        return
+    told = {
+        (topic, int(number)): (at["first"], at["last"])
+        for topic, partitions in receipt["offsets"].items()
+        for number, at in partitions.items()
+    }
+    if told != places and not evidence.world.counts["ack without offset"]:
+        yield f"{one.capture_id.hex()}: the receipt says it is at {told}, and it is at {places}"
+    if receipt.get("recovered") and receipt.get("uncaptured", 0) != orphans:
+        yield f"{one.capture_id.hex()}: the receipt counts {receipt.get('uncaptured', 0)} orphans, there are {orphans}"
 
 
 def _early(evidence: Evidence, one: Replayed, name: str) -> Findings:

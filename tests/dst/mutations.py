@@ -198,4 +198,10 @@ MUTATIONS: Final = (
         "        self._buffer(-batch.size)\n        if self._latency is not None:\n",
         "        if self._latency is not None:\n",
     ),
+    Mutation(
+        "a receipt does not count what died with its process",
+        "deliver.py",
+        "            uncaptured=orphans,\n",
+        "            uncaptured=0,\n",
+    ),
 )

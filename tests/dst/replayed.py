@@ -38,6 +38,8 @@ class Replayed:
     run_id: bytes
     next_number: int
     """The number after the last record that it holds."""
+    end_number: int
+    """The number after the last one that it ever held, as its index says."""
     whole: bool
     """No number is missing, at the end neither, and nothing unknown was cut away."""
     digest: str
@@ -99,6 +101,7 @@ def replay(path: Path) -> Replayed:
             records += batch
             for record in batch:
                 pipeline.record(record)
+        end_number = reader.next_number or 0
         next_number = records[-1][0] + 1 if records else 0
         summary = reader.summary()
         lost = any(one.records_lost != 0 for one in summary.recovered) if summary is not None else True
@@ -108,6 +111,7 @@ def replay(path: Path) -> Replayed:
         capture_id=header.capture_id,
         run_id=header.run_id,
         next_number=next_number,
+        end_number=end_number,
         whole=whole,
         digest=pipeline.digest(),
         ledger=ledger,
