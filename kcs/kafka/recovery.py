@@ -44,8 +44,9 @@ class Recovery:
         self._blamed: dict[Partition, KafkaError] = {}
         self._lock = asyncio.Lock()
         self._renewing: Link | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._closing: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._closing: dict[asyncio.Task[Any], None] = {}
+        """In the order of their beginning: what happens at the end must not depend on addresses."""
 
     @property
     def fault(self) -> KafkaError | None:
@@ -199,10 +200,10 @@ class Recovery:
         self._sink.wake()
 
 
-def _spawn(tasks: set[asyncio.Task[Any]], work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+def _spawn(tasks: dict[asyncio.Task[Any], None], work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     task = asyncio.get_running_loop().create_task(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
+    tasks[task] = None
+    task.add_done_callback(lambda done: tasks.pop(done, None))
     return task
 
 

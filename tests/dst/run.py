@@ -50,8 +50,7 @@ def run_seed(seed: int, *, verbose: bool = False, keep: Path | None = None) -> O
     """Run one seed. `keep`: a directory that is left with the captures in it, to look at."""
     world = World(seed, verbose=verbose)
     plan = draw(world)
-    gc.collect()  # what the seed before left, so that no finalizer of it runs in this one
-    with _directory(keep) as root, _alarm(world):
+    with _directory(keep) as root, _alarm(world), _no_collector():
         run = _Run(world, plan, root)
         failures = run.lives()
         if not failures:
@@ -62,6 +61,18 @@ def run_seed(seed: int, *, verbose: bool = False, keep: Path | None = None) -> O
         for text in failures:
             print(f"FAILED {text}")
     return Outcome(seed, failures, world.trace_hash, frames, world.counts)
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """No finalizer runs in the middle: neither of the seed before nor of a life that has ended, whose coroutines would
+    do what they do at their end whenever the collector happened to come by."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class _Run:

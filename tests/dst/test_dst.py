@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -21,11 +22,13 @@ SEEDS = range(25)
 
 @pytest.fixture(autouse=True)
 def _still() -> Iterator[None]:
+    before = logging.root.manager.disable
     quiet()
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
+    logging.disable(before)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
