@@ -22,10 +22,8 @@ any of its events is emitted; its events change nothing and are not counted, kno
 
 from __future__ import annotations
 
-import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import orjson
@@ -45,21 +43,20 @@ from kcs.model import (
     Ticker,
     Trade,
 )
+from kcs.routes import (
+    TRADE_WINDOW,
+    TRADES_MAX,
+    TRADES_OVERALL_MAX,
+    BookRoute,
+    MarketState,
+    Route,
+    TradeRoute,
+)
 from kcs.sink import DIGEST_PARTS_MAX, META_POSITION, RECORD_BYTES_MAX, RECORD_META, Digest, Sink
 from kcs.stats import Ledger
 
 if TYPE_CHECKING:
     from kcs.exchanges.base import Adapter
-
-TRADE_WINDOW: Final = 128
-"""Trade ids remembered per market in any case: venues repeat the last trade after a reconnect."""
-
-TRADE_WINDOW_NS: Final = 60 * 1_000_000_000
-"""So long, by receive time, ids are remembered beyond these: two connections may differ by so much."""
-
-TRADES_MAX: Final = 8_192
-TRADES_OVERALL_MAX: Final = 1 << 21
-"""Bounds of what is remembered so: a market, and over all markets, of which each has an equal share."""
 
 MARKETS_MAX: Final = 16_384
 """Markets of one exchange that are remembered; the largest venues list a tenth. Invented ones must not fill memory."""
@@ -67,124 +64,10 @@ MARKETS_MAX: Final = 16_384
 STATE_BYTES_MAX: Final = 8 * 1024 * 1024
 """Payload of a state record: decoded, short texts take twenty times their bytes. A large book takes a tenth of it."""
 
-BOOK_WINDOW: Final = 64
-"""Different books of one market with one and the same time that are remembered."""
-
 _pack_meta: Final = RECORD_META.pack
 _dumps: Final = orjson.dumps
 _POSITION_PART: Final = slice(META_POSITION, None)
 """Made once: a slice written out is an object a record."""
-
-
-class _MarketState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Payload of a state record. `trade_ns` are the receive times of `trades`, oldest first; `books` are digests of the
-    books emitted with `book_ts_ns`, `tickers` likewise."""
-
-    trades: list[str] = []
-    trade_ns: list[int] = []
-    book_ts_ns: int = 0
-    book_stream: int = 0
-    books: list[bytes] = []
-    ticker_ts_ns: int = 0
-    ticker_stream: int = 0
-    tickers: list[bytes] = []
-    adapter: bytes | None = None
-
-
-class _Route:
-    """All that is known of one (channel, key): made once, looked up per event."""
-
-    __slots__ = ("channel", "key", "prefix", "target")
-
-    def __init__(self, channel: str, exchange: str, key: str, sink: Sink) -> None:
-        self.channel = channel
-        self.key = key
-        self.prefix = Digest.prefix(channel, exchange, key)
-        self.target = sink.route(channel, exchange, key)
-
-    def copy(self) -> Self:
-        """The same route with a state of its own; states are containers and values that never change."""
-        other = object.__new__(type(self))
-        for kind in type(self).__mro__[:-1]:
-            for name in kind.__slots__:  # type: ignore[attr-defined]
-                value = getattr(self, name)
-                setattr(other, name, value.copy() if isinstance(value, list | dict | deque) else value)
-        return other
-
-    def state(self) -> Any:
-        """What it knows that can change a later record; comparable."""
-        return None
-
-
-class _TradeRoute(_Route):
-    """`order` holds the ids of the window, oldest first, `seen` the time at which each was received."""
-
-    __slots__ = ("order", "seen")
-
-    def __init__(self, channel: str, exchange: str, key: str, sink: Sink) -> None:
-        super().__init__(channel, exchange, key, sink)
-        self.order: deque[str] = deque()
-        self.seen: dict[str, int] = {}
-
-    def restore(self, ids: list[str], times_ns: list[int]) -> None:
-        """Begin with these, oldest first; at most `TRADES_MAX` of the newest are kept."""
-        known = times_ns if len(times_ns) == len(ids) else [0] * len(ids)
-        self.seen = dict(zip(ids[-TRADES_MAX:], known[-TRADES_MAX:], strict=True))
-        self.order = deque(self.seen)
-
-    def forget(self, now_ns: int, ids_max: int) -> None:
-        """Let go of what is no longer in the window; called when it holds more than `TRADE_WINDOW`."""
-        order, seen = self.order, self.seen
-        while len(order) > TRADE_WINDOW and (len(order) > ids_max or now_ns - seen[order[0]] > TRADE_WINDOW_NS):
-            del seen[order.popleft()]
-
-    def state(self) -> Any:
-        return self.order, self.seen
-
-
-class _BookRoute(_Route):
-    """Books, and tickers. `value` is the last one emitted; `hashes` fills once a second comes with its time."""
-
-    __slots__ = ("hashes", "stream", "ts_ns", "value")
-
-    def __init__(self, channel: str, exchange: str, key: str, sink: Sink) -> None:
-        super().__init__(channel, exchange, key, sink)
-        self.ts_ns = -1
-        self.stream = -1
-        self.value = b""
-        self.hashes: list[bytes] = []
-
-    def restore(self, ts_ns: int, stream: int, hashes: list[bytes]) -> None:
-        """Begin where another one was."""
-        self.ts_ns, self.stream, self.hashes, self.value = ts_ns, stream, hashes[-BOOK_WINDOW:], b""
-
-    def verdict(self, stream: int, ts_ns: int, value: bytes) -> str | None:
-        """Why this book is dropped, or None and it is entered. Called only when `ts_ns` is not newer."""
-        if ts_ns < self.ts_ns:
-            if stream != self.stream:
-                return "older"
-            self.hashes.clear()
-        else:
-            hashes = self.known()
-            digest = _book_hash(value)
-            if digest in hashes:
-                return "repeated"
-            hashes.append(digest)
-            del hashes[:-BOOK_WINDOW]
-            self.hashes = hashes
-        self.ts_ns, self.stream, self.value = ts_ns, stream, value
-        return None
-
-    def known(self) -> list[bytes]:
-        """Digests of the books emitted with time `ts_ns`."""
-        return self.hashes or ([_book_hash(self.value)] if self.value else [])
-
-    def state(self) -> Any:
-        return self.ts_ns, self.stream, self.known()
-
-
-def _book_hash(value: bytes) -> bytes:
-    return hashlib.blake2b(value, digest_size=16).digest()
 
 
 class Pipeline:
@@ -225,15 +108,15 @@ class Pipeline:
         self._muted = False
         self._capture_id = b""
         self._digest = Digest() if digest else None
-        self._trades: dict[str, _TradeRoute] = {}
-        self._books: dict[str, _BookRoute] = {}
-        self._tickers: dict[str, _BookRoute] = {}
+        self._trades: dict[str, TradeRoute] = {}
+        self._books: dict[str, BookRoute] = {}
+        self._tickers: dict[str, BookRoute] = {}
         self._markets: set[str] = set()
         self._trades_max = TRADES_MAX
         self._room = MARKETS_MAX
         """Markets that may still come: a frame of no more events than that needs no look at each."""
-        self._gaps: dict[int, _Route] = {}
-        self._rejects: dict[int, _Route] = {}
+        self._gaps: dict[int, Route] = {}
+        self._rejects: dict[int, Route] = {}
         self.ledger = ledger
         self.number = 0
         self.last_event: Event | None = None
@@ -312,7 +195,7 @@ class Pipeline:
             raise LedgerError("this pipeline was built without a digest")
         return self._digest.records + len(self._digest.parts) // 4
 
-    def _routes(self) -> Iterator[_Route]:
+    def _routes(self) -> Iterator[Route]:
         for routes in (self._trades, self._books, self._tickers, self._gaps, self._rejects):
             yield from routes.values()
 
@@ -392,7 +275,7 @@ class Pipeline:
         states = []
         for market in sorted(self._markets):
             trade, book, ticker = self._trades.get(market), self._books.get(market), self._tickers.get(market)
-            state = _MarketState(
+            state = MarketState(
                 trades=list(trade.order) if trade else [],
                 trade_ns=list(trade.seen.values()) if trade else [],
                 book_ts_ns=book.ts_ns if book else 0,
@@ -404,14 +287,14 @@ class Pipeline:
             )
             states.append((0, StateFields(market=market), msgspec.json.encode(state)))
         for stream, market, adapter_state in self._adapter.save():
-            state = _MarketState(adapter=adapter_state)
+            state = MarketState(adapter=adapter_state)
             states.append((stream, StateFields(market=market), msgspec.json.encode(state)))
         return states
 
     def _load(self, stream: int, market: str, payload: bytes) -> None:
         if len(payload) > STATE_BYTES_MAX:
             raise ValueError(f"{len(payload):,} bytes, at most {STATE_BYTES_MAX:,}")
-        state = msgspec.json.decode(payload, type=_MarketState)
+        state = msgspec.json.decode(payload, type=MarketState)
         if state.adapter is not None:
             self._adapter.load(stream, market, state.adapter)
             return
@@ -551,7 +434,7 @@ class Pipeline:
 
     def _send(
         self,
-        route: _Route,
+        route: Route,
         value: bytes,
         recv_ns: int,
         number: int,
@@ -564,8 +447,8 @@ class Pipeline:
         self.ledger.produced += 1
         self._emit(route.target, value, recv_ns, meta[_POSITION_PART], b"", headers)
 
-    def _new_route(self, channel: str, key: str) -> _Route:
-        return _Route(channel, self._exchange, key, self._sink)
+    def _new_route(self, channel: str, key: str) -> Route:
+        return Route(channel, self._exchange, key, self._sink)
 
     def _fits(self, events: Sequence[Event]) -> bool:
         """True when the bound on markets lets all of these in; called only when it may not."""
@@ -578,19 +461,19 @@ class Pipeline:
         self._room = MARKETS_MAX - len(self._markets)
         self._trades_max = min(TRADES_MAX, TRADES_OVERALL_MAX // len(self._markets))
 
-    def _new_trade_route(self, market: str) -> _TradeRoute:
+    def _new_trade_route(self, market: str) -> TradeRoute:
         self._enter(market)
-        route = self._trades[market] = _TradeRoute("trade", self._exchange, market, self._sink)
+        route = self._trades[market] = TradeRoute("trade", self._exchange, market, self._sink)
         return route
 
-    def _new_book_route(self, market: str) -> _BookRoute:
+    def _new_book_route(self, market: str) -> BookRoute:
         self._enter(market)
-        route = self._books[market] = _BookRoute("orderbook", self._exchange, market, self._sink)
+        route = self._books[market] = BookRoute("orderbook", self._exchange, market, self._sink)
         return route
 
-    def _new_ticker_route(self, market: str) -> _BookRoute:
+    def _new_ticker_route(self, market: str) -> BookRoute:
         self._enter(market)
-        route = self._tickers[market] = _BookRoute("ticker", self._exchange, market, self._sink)
+        route = self._tickers[market] = BookRoute("ticker", self._exchange, market, self._sink)
         return route
 
 

@@ -28,7 +28,8 @@ from kcs.model import (
     Ticker,
     Trade,
 )
-from kcs.pipeline import BOOK_WINDOW, TRADE_WINDOW, TRADE_WINDOW_NS, TRADES_MAX, Pipeline
+from kcs.pipeline import Pipeline
+from kcs.routes import BOOK_WINDOW, TRADE_WINDOW, TRADE_WINDOW_NS, TRADES_MAX
 from kcs.sink import POSITION, RECORD_BYTES_MAX
 from kcs.stats import Ledger
 

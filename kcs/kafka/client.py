@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final
@@ -68,7 +67,7 @@ class Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is not typed
         self._tokens = float(_BURST)
         self._tokens_s = 0.0
         self._failed_pause_s = 0.0
-        self._topics_appear = False
+        self._turn = 0
         self._let_go = False
 
     async def bootstrap(self) -> None:
@@ -159,9 +158,10 @@ class Client(AIOKafkaClient):  # type: ignore[misc]  # aiokafka is not typed
         return updated
 
     async def _ask_known(self, request: Any, cluster: Any) -> bool:
-        nodes = [broker.nodeId for broker in self.cluster.brokers()]
-        random.shuffle(nodes)
-        for node in nodes:
+        nodes = sorted(broker.nodeId for broker in self.cluster.brokers())
+        self._turn += 1  # each time another one comes first
+        first = self._turn % len(nodes) if nodes else 0
+        for node in nodes[first:] + nodes[:first]:
             conn = await self._get_conn(node)
             if conn is not None and await self._ask(conn, request, cluster):
                 return True
