@@ -22,7 +22,7 @@ from tests.dst.world import MS
 
 DELAYS_NS: Final = (0, 0, 20_000, 200_000, 2 * MS, 15 * MS)
 """Until the thread gets the processor."""
-AT_ONCE: Final = 0.1
+AT_ONCE: Final = 0.3
 """How often it has it before the caller's next step."""
 
 
