@@ -88,6 +88,9 @@ class Cluster:
         self.doubtful: set[bytes] = set()
         """Captures of which a batch surfaced after the settle time: duplicates are possible, as documented."""
         self.rng = world.rng("broker")
+        self.on_capture: Callable[[bytes], None] = lambda capture_id: None
+        """Called with the id of each capture when the first record of it arrives."""
+        self._captures: set[bytes] = set()
         self._odd: set[bytes] = set()
 
     # ------------------------------------------------------------ state
@@ -130,6 +133,12 @@ class Cluster:
     def _soon(self) -> int:
         """Twice that, an arrival and a watermark, is well within the settle time."""
         return self.rng.randint(0, self.settle_ns * 4 // 10)
+
+    def sent(self, capture_id: bytes) -> None:
+        """A batch of this capture is on its way."""
+        if capture_id not in self._captures:
+            self._captures.add(capture_id)
+            self.on_capture(capture_id)
 
     def write_later(self, pending: Pending, then: Callable[[int], None] = lambda offset: None) -> None:
         def arrive() -> None:
@@ -242,6 +251,7 @@ class _Sending:
         self.link, self.place, self.batch, self.future = link, place, batch, future
         self.cluster, self.world, self.rng = link.cluster, link.cluster.world, link.cluster.rng
         self.records = batch.records()
+        self.cluster.sent(capture_of(self.records[0]))
 
     def begin(self) -> None:
         cluster, rng, faults = self.cluster, self.rng, self.cluster.faults

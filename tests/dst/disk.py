@@ -166,6 +166,12 @@ class Disk:
             out.write(bytes(end - first))
         inode.size = end
 
+    def durable(self, path: Path) -> bool:
+        """Whether the file, its content and its name, is there after a power cut at this moment."""
+        inode = self._inodes.get(str(path))
+        named = all(str(path) not in (change.path, change.target) for change in self._names)
+        return inode is not None and inode.synced == inode.size and named
+
     # ------------------------------------------------------------ what the shim asks
 
     def owns(self, path: Any) -> bool:

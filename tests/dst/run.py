@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kcs.capture.writer import CaptureWriter
-from kcs.live.receipt import base_name
+from kcs.live.receipt import base_name, read_delivery
 from kcs.sim.upbit import UpbitExchange
 from tests.dst import client
 from tests.dst.broker import BrokerFaults, Cluster
@@ -96,6 +96,7 @@ class _Run:
         self.bound: set[str] = set()
         """Names of the captures that ever had a delivery file."""
         self.disk.on_name = self._named
+        self.cluster.on_capture = self._announced
 
     def lives(self) -> list[str]:
         with (
@@ -122,6 +123,18 @@ class _Run:
         report = LifeReport(number, plan, world.clock.now)
         life = Life(world, self.plan, self.disk, self.network, self.cluster, report, self.directory)
         self.reports.append(life.live())
+
+    def _announced(self, capture_id: bytes) -> None:
+        """Before the first record of a capture its delivery file says where they go, and a power cut cannot take it."""
+        name = capture_id.hex()
+        for path in self.directory.glob(f"*-{name}.delivery.json"):
+            delivery = read_delivery(path.with_name(path.name.removesuffix(".delivery.json") + ".zst"))
+            if delivery is None or delivery.cluster is None or not delivery.partitions:
+                self.world.defect(f"{name} is produced, and its delivery file does not say where")
+            elif not self.disk.durable(path):
+                self.world.defect(f"{name} is produced, and a power cut would take its delivery file")
+            return
+        self.world.defect(f"{name} is produced without a delivery file")
 
     def _add_partitions(self, count: int) -> None:
         """Somebody makes the topics larger: keys go elsewhere from then on, but those of captures that have begun."""
