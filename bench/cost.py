@@ -51,6 +51,8 @@ TICK_S = 0.05
 _names = itertools.count()
 
 TRIES = 3
+TOO_BUSY = 75
+"""Exit code where the machine is too busy to measure anything."""
 
 
 class Disturbed(Exception):
@@ -260,7 +262,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not set(args.steps) <= set(possible):
         parser.error(f"not all of {','.join(args.steps)} can be done; without --bootstrap: {','.join(possible)}")
     with tempfile.TemporaryDirectory(prefix="kcs-cost-") as directory, simulator(args.rate, CHANNELS) as url:
-        found = run_async(lambda: _rounds(url, args, Path(directory)))
+        try:
+            found = run_async(lambda: _rounds(url, args, Path(directory)))
+        except Disturbed as error:
+            print(f"the machine is too busy: {error}", file=sys.stderr)
+            sys.exit(TOO_BUSY)
     sys.stdout.buffer.write(orjson.dumps({"us": found, "rate": args.rate}) + b"\n")
 
 

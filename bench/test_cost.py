@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
+from bench.cost import TOO_BUSY
 from bench.report import Report, Row
 from bench.tapes import ROOT
 
@@ -26,6 +27,8 @@ def measured(*arguments: str, timeout_s: float) -> dict[str, Any]:
     """`python -m bench.cost`. Raises RuntimeError."""
     command = [sys.executable, "-m", "bench.cost", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=timeout_s, check=False)
+    if done.returncode == TOO_BUSY:
+        pytest.skip(done.stderr.decode().splitlines()[-1])
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command[1:])} ended with {done.returncode}: {done.stderr.decode()[-2000:]}")
     found: dict[str, Any] = orjson.loads(done.stdout)
@@ -47,13 +50,13 @@ def rows_of(found: dict[str, Any]) -> dict[str, Row]:
 
 
 def reported(report: Report, *arguments: str, told: tuple[str, ...]) -> None:
-    """No target: a machine's microseconds. Each step costs more than the one before, or it was not measured."""
+    """No target: a machine's microseconds. But each step costs more than receiving alone, or it was not measured."""
     rows = rows_of(measured(*arguments, timeout_s=160))
     for step, row in rows.items():
         if step in told:
             report.add(row)
-    medians = [row.median for row in rows.values()]
-    assert medians == sorted(medians)
+    null = rows.pop("null").median
+    assert all(row.median > null for row in rows.values())
 
 
 @pytest.mark.timeout(180)
