@@ -179,6 +179,8 @@ class Recorder:
             waits = file.digest is not None and file.receipt is None
             if waits and delivery is not None and file not in self._unreceipted:
                 self._unreceipted.append(file)
+        if self.failure is not None:
+            return  # a delivery file does not say where: nothing may go there, the next start delivers
         pipeline = self._fresh(self._sink)
         pipeline.start(self._files[0].capture_id)
         self._follower = Follower(pipeline, self._sink, self._writer, self._files, 0)
