@@ -144,8 +144,10 @@ def kafka(args: argparse.Namespace) -> Iterator[tuple[str | None, RealKafka | No
         say(f"no real Kafka ({error}): the embedded broker serves, contents of topics are not compared")
         yield None, None
         return
-    with node:
+    try:
         yield bootstrap, node
+    finally:
+        node.stop()
 
 
 def freeze(node: RealKafka, samples: Samples, seconds: float) -> None:
