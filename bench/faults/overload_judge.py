@@ -25,7 +25,8 @@ PING_LATE_MAX_S = 1.0
 PONG_P99_MAX_S = 2.0
 PONG_MAX_S = 5.0
 RSS_MAX_MIB = 512
-RSS_GROWTH_MAX_MIB = 64
+RSS_GROWTH_MAX_MIB = 64 + 64
+"""The sink's buffer of 64 MiB is empty in the first third and full in the last; beyond it nothing may grow much."""
 
 
 @dataclass(slots=True)
