@@ -212,6 +212,8 @@ class Recorder:
                     return
                 await asyncio.sleep(_DISK_S)
             elif state is State.MET:
+                if self.failure is not None:
+                    return  # what was fed to the first pipeline and never reached the disk is not to be met
                 self._meet(follower)
             else:
                 await asyncio.sleep(0)
