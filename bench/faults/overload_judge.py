@@ -24,6 +24,8 @@ BLOCKED_SHARE_MIN = 0.5
 PING_LATE_MAX_S = 1.0
 PONG_P99_MAX_S = 2.0
 PONG_MAX_S = 5.0
+FROZEN_LONG_S = 10.0
+"""A shorter freeze may fit into the sink's buffer."""
 RSS_MAX_MIB = 512
 RSS_GROWTH_MAX_MIB = 64 + 64
 """The sink's buffer of 64 MiB is empty in the first third and full in the last; beyond it nothing may grow much."""
@@ -128,7 +130,7 @@ def judge_lag(verdict: Verdict, samples: Samples, report: dict[str, Any]) -> Non
     verdict.judge("the lag drains after the blast", shown, f"< {DRAIN_TIMES_MAX * seconds:.0f} s", ok)
     times = report["catch_ups"]
     waited = "waited" if samples.venue_waited else "did not have to wait"
-    if samples.frozen_s:
+    if samples.frozen_s >= FROZEN_LONG_S:
         name = f"delivery falls behind (broker frozen for {samples.frozen_s:.0f} s) and meets the present again"
         verdict.judge(name, f"{times} times; the venue {waited}", "> 0", bool(times))
     else:
