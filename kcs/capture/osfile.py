@@ -81,18 +81,7 @@ def create_locked(path: Path) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     except OSError as exc:
         raise write_error(exc, path, "create the capture file") from exc
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        taken = not _is_at(fd, path)
-    except BlockingIOError:
-        taken = True
-    except OSError as exc:
-        os.close(fd)
-        raise write_error(exc, path, "lock the capture file") from exc
-    if taken:
-        os.close(fd)
-        raise _busy(path)
-    return fd
+    return _locked(fd, path)
 
 
 def lock_existing(path: Path) -> int:
@@ -107,6 +96,11 @@ def lock_existing(path: Path) -> int:
         raise CaptureError("it is gone", where=str(path)) from exc
     except OSError as exc:
         raise write_error(exc, path, "open it for sealing") from exc
+    return _locked(fd, path)
+
+
+def _locked(fd: int, path: Path) -> int:
+    """`fd` under an exclusive lock, still the file at `path`; else closes it and raises."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         taken = not _is_at(fd, path)
@@ -114,7 +108,7 @@ def lock_existing(path: Path) -> int:
         taken = True
     except OSError as exc:
         os.close(fd)
-        raise write_error(exc, path, "lock it") from exc
+        raise write_error(exc, path, "lock the capture file") from exc
     if taken:
         os.close(fd)
         raise _busy(path)

@@ -315,8 +315,8 @@ class Collector:
         await recorder.follow()
 
     def _follow(self, recorder: Recorder) -> None:
-        """Deliver from the capture while the run is behind."""
-        if recorder.followable and (self._delivering is None or self._delivering.done()):
+        """Deliver from the capture while the run is behind, unless a defect has ended it."""
+        if self._defect is None and recorder.followable and (self._delivering is None or self._delivering.done()):
             self._delivering = asyncio.create_task(recorder.follow())
             self._delivering.add_done_callback(self._task_ended)
 
@@ -395,6 +395,8 @@ class Collector:
             self._log("warning", f"{left}: {waited}; what is missing is delivered by the next start")
             return False
         error = work.exception()
+        if error is not None and error is self._defect:
+            return False  # told already
         if isinstance(error, KcsError):
             self._log("error", f"the sink broke down: {error}")
         elif error is not None:

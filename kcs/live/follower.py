@@ -5,9 +5,9 @@ the capture from the first record that was not produced and feeds the sink. Wher
 know the same, and the first one takes over (kcs/live/recorder.py). Nothing is dropped on the way, and nothing is kept:
 what waits is on disk, or in the writer's bounded queue.
 
-`step` feeds at most `SLICE_RECORDS` and never waits, so that capturing comes first; `Follower.state` says what to wait
-for. Pressure is tested before a frame; a frame once fed is taken whole. One loop, no clock. Raises LedgerError where
-the two do not agree (a defect), CaptureError where the disk does not give back what it took.
+`step` feeds at most `SLICE_RECORDS` and never waits, so that capturing comes first; the `State` that it returns says
+what to wait for. Pressure is tested before a frame; a frame once fed is taken whole. One loop, no clock. Raises
+CaptureError where the disk does not give back what it took.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class State(Enum):
 
 
 class File(Protocol):
-    """A capture file of the run. `records`: how many it holds; None while it is written."""
+    """A capture file of the run. `ended`: how many records it holds; None while it is written."""
 
     @property
     def path(self) -> Path: ...
@@ -79,11 +79,6 @@ class Follower:
         self._next = 0
         file = files[index]
         self._tail = CaptureTail(file.path, file.capture_id, number=pipeline.number, offset=offset)
-
-    @property
-    def capture_id(self) -> bytes:
-        """The file it is in."""
-        return self._files[self._index].capture_id
 
     def step(self, *, from_memory: bool = True) -> State:
         """Feed some. `from_memory` False: only what is on disk, for a capture that failed."""

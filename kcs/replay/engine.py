@@ -22,7 +22,7 @@ from kcs.model import FRAME_KINDS
 from kcs.pipeline import Pipeline
 from kcs.replay.pacing import Pacer, Sleep
 from kcs.replay.source import Source, Tape, merged
-from kcs.sink import Headers, Sink
+from kcs.sink import Sink
 from kcs.stats import LatencyHistogram, Ledger
 
 SLICE_FRAMES: Final = 256
@@ -76,49 +76,6 @@ class Progress:
 
     frames: int
     position_ns: int
-
-
-class Gate:
-    """A sink that drops until it is opened: `--from` feeds the state before T and emits from T."""
-
-    __slots__ = ("_inner", "open")
-
-    def __init__(self, inner: Sink) -> None:
-        self._inner = inner
-        self.open = False
-
-    @property
-    def acked(self) -> int:
-        return self._inner.acked
-
-    @property
-    def failed(self) -> int:
-        return self._inner.failed
-
-    @property
-    def full(self) -> bool:
-        return self._inner.full
-
-    def start(self, capture_id: bytes) -> None:
-        self._inner.start(capture_id)
-
-    def route(self, channel: str, exchange: str, key: str) -> Any:
-        return self._inner.route(channel, exchange, key)
-
-    def emit(
-        self, route: Any, value: bytes, recv_ns: int, position: bytes, trade_id: bytes, headers: Headers = ()
-    ) -> None:
-        if self.open:
-            self._inner.emit(route, value, recv_ns, position, trade_id, headers)
-
-    async def room(self) -> None:
-        await self._inner.room()
-
-    async def drain(self) -> None:
-        await self._inner.drain()
-
-    async def close(self) -> None:
-        await self._inner.close()
 
 
 class _Player:
@@ -177,20 +134,21 @@ class _Player:
 class _Line:
     """One file on its way through its own pipeline."""
 
-    __slots__ = ("gate", "muted", "pipeline", "player", "tape")
+    __slots__ = ("muted", "pipeline", "player", "tape")
 
     def __init__(self, tape: Tape, player: _Player) -> None:
         self.tape = tape
         self.player = player
-        self.gate = Gate(player.sink) if player.plan.from_ns is not None else None
-        self.muted = self.gate is not None
+        self.muted = player.plan.from_ns is not None
         self.pipeline = Pipeline(
             tape.source.exchange,
             venue(tape.source.exchange).adapter(),
-            self.gate or player.sink,
+            player.sink,
             Ledger() if self.muted else player.ledger,
             digest=player.whole,
         )
+        if self.muted:
+            self.pipeline.mute()
         self.pipeline.start(tape.source.capture_id)
 
     async def feed(self, run: list[RawRecord]) -> None:
@@ -213,11 +171,10 @@ class _Line:
         """Feed what lies before `from_ns` for its effect on the state alone; return the rest."""
         from_ns = self.player.plan.from_ns
         assert from_ns is not None
-        assert self.gate is not None
         for i, record in enumerate(run):
             if record[3] >= from_ns:
-                self.gate.open = True
                 self.muted = False
+                self.pipeline.unmute(self.player.sink)
                 self.pipeline.ledger = self.player.ledger
                 return run[i:]
             self.pipeline.record(record)

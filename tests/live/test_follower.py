@@ -387,6 +387,7 @@ def test_two_that_do_not_agree_are_a_defect(tmp_path: Path, monkeypatch: pytest.
             rig.sink.full = False
             with pytest.raises(LedgerError, match="live and its own capture do not agree"):
                 await rig.running
+        assert len([text for _, text in rig.logs if "do not agree" in text]) == 1, "told once"
         assert list(files(tmp_path, "*.receipt.json")) == []
 
     asyncio.run(run())
